@@ -1,0 +1,132 @@
+"""Checkpoints: a whole truth, written atomically, read without executing anything.
+
+A checkpoint is a dictionary of plain values and tensors: `format`, the `config` that made it (as composed), the
+`optimizer`'s parameters, and, for resuming, the `meta_optimizer`'s state and the `progress` of the run.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2l_runner import streams
+from l2l_runner.errors import CheckpointError, ConfigError, StorageError
+from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
+from l2l_runner.schema import parse_optimizee, parse_optimizer
+
+FORMAT = 1
+_KEYS = {"format", "config", "optimizer", "meta_optimizer", "progress"}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, wholly or not at all, even if the machine stops meanwhile.
+
+    Raises:
+        StorageError: the folder cannot be written, or is full; what was there before is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "; what was there before is untouched" if path.exists() else ""
+        raise StorageError(
+            f"{path} could not be written ({error.strerror}){kept}: make room or permit writing there, then resume."
+        ) from error
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        StorageError: as `write_atomically`.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or something else than a checkpoint of this program.
+    """
+    if path.is_dir():
+        path = path / "checkpoints" / "best.pt" if (path / "checkpoints").is_dir() else path / "best.pt"
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is no checkpoint {path}: give the path of a best.pt, or of the run folder that holds it."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds something else than tensors and plain values, and was not read, because reading it could "
+            "run code: give a checkpoint that l2l_runner wrote."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint at all (expected a file that l2l_runner wrote, whole): "
+            "take another copy of it, or best.pt or last.pt of the same run."
+        ) from error
+    if not isinstance(content, dict) or not _KEYS <= content.keys():
+        raise CheckpointError(f"{path} is no checkpoint of l2l_runner: expected the entries {', '.join(sorted(_KEYS))}.")
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {content['format']}; expected {FORMAT}: read it with the version of "
+            "l2l_runner that wrote it."
+        )
+    return content
+
+
+def build_optimizer(config: Mapping[str, Any], seed: int) -> LearnedOptimizer:
+    """A new learned optimizer for a composed configuration, initialised from (seed, "optimizer")."""
+    settings = parse_optimizer(config["optimizer"])
+    if isinstance(settings, HandDesigned):
+        raise ConfigError(f"optimizer={config['optimizer']['name']} has nothing to be meta-learned: use optimizer=lstm.")
+    coordinates = parse_optimizee(config["optimizee"]).layout().size
+    built: LearnedOptimizer = settings.build(coordinates, streams.generator(seed, "optimizer"))
+    return built
+
+
+def restore_optimizer(content: Mapping[str, Any], path: Path) -> LearnedOptimizer:
+    """The learned optimizer that a checkpoint holds, built from the configuration inside it.
+
+    Raises:
+        CheckpointError: the parameters are not those of that configuration.
+    """
+    try:
+        optimizer = build_optimizer(content["config"], 0)
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"The configuration inside {path} is none that this version can build: {error}") from error
+    load_parameters(optimizer, content["optimizer"], path)
+    return optimizer
+
+
+def load_parameters(optimizer: LearnedOptimizer, parameters: Mapping[str, Any], path: Path) -> None:
+    """Put a checkpoint's parameters into an optimizer of the same architecture.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    expected = {name: tuple(value.shape) for name, value in optimizer.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in parameters.items()}
+    if expected != found:
+        odd = next(n for n in [*expected, *found] if expected.get(n) != found.get(n))
+        raise CheckpointError(
+            f"{path} holds an optimizer of another architecture: its {odd} is {found.get(odd, 'absent')}, expected "
+            f"{expected.get(odd, 'none')}: use the optimizer settings that it was trained with."
+        )
+    optimizer.load_state_dict(dict(parameters))

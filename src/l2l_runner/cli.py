@@ -1,0 +1,188 @@
+"""What `train` and `eval` share: Hydra, the run's folder, exit codes, and one clear sentence for whatever is wrong.
+
+Nothing heavy is imported before a job is run, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from l2l_runner.errors import ConfigError, StorageError, UserError
+from l2l_runner.fields import did_you_mean
+
+log = logging.getLogger(__name__)
+
+Job = Callable[[dict[str, Any], Path], dict[str, Any]]
+"""A composed configuration and the run's folder in; a result with `status` and `score` out."""
+
+
+def conf_folder() -> Path:
+    """The configuration: inside an installed package, or at the top of the repository."""
+    packed = Path(__file__).parent / "conf"
+    return packed if packed.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]) -> None:
+    """Compose `config_name` from the command line and run `job`, once or for each point of a sweep.
+
+    Args:
+        config_name: a file of conf/, without .yaml.
+        job: what to run.
+        prepare: rewrites the command line's overrides before Hydra sees them.
+
+    Raises:
+        SystemExit: with 1 after a user's error, 130 after Ctrl-C.
+    """
+    OmegaConf.register_new_resolver(
+        "unique", lambda: f"{time.time_ns() // 1000 % 1_000_000:06d}-{os.getpid()}", use_cache=True, replace=True
+    )
+    logging.raiseExceptions = False  # a full disk is reported where it matters, not by the log file's handler
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    argv = sys.argv
+    try:
+        sys.argv = [argv[0], *prepare(argv[1:])]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
+        hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(
+            lambda config: _run_job(config, job)
+        )()
+    except UserError as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename} could not be written ({error.strerror}): choose another with hydra.run.dir=FOLDER.")
+    finally:
+        sys.argv = argv
+        if full_error is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _fail(sentence: str) -> None:
+    print(f"Error: {sentence}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _run_job(config: DictConfig, job: Job) -> float:
+    """Run one job in its folder; its score, for Hydra's sweepers. In a sweep a failure is recorded, not raised."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from l2l_runner.folder import RunFolder
+    from l2l_runner.trainer import Stopped
+
+    run = HydraConfig.get()
+    folder = RunFolder(Path(run.runtime.output_dir))
+    sweeping = run.mode == RunMode.MULTIRUN
+    resuming = config.get("resume") is not None
+    try:
+        if not resuming:
+            folder.claim()
+        composed = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        assert isinstance(composed, dict)
+        with logging_redirect_tqdm():
+            result = job({str(key): value for key, value in composed.items()}, folder.path)
+        folder.write_json("result.json", result)
+        return float(result["score"])
+    except Stopped as stopped:
+        log.info("%s", stopped)
+        raise SystemExit(stopped.exit_code) from stopped
+    except KeyboardInterrupt:
+        log.info("Interrupted; what was saved before is kept.")
+        if folder.last.exists():
+            log.info("To go on:\n  python -m l2l_runner.train resume=%s", folder.path)
+        raise SystemExit(130) from None
+    except (UserError, OmegaConfBaseException) as error:
+        sentence = str(error) if isinstance(error, UserError) else explain(error)
+        if not sweeping:
+            _fail(sentence)
+        log.error("Error: %s", sentence)
+        folder.write_json("result.json", {"status": "failed", "score": None, "error": sentence})
+    except Exception as error:
+        if not sweeping:
+            raise
+        log.exception("This job failed by a bug.")
+        folder.write_json("result.json", {"status": "failed", "score": None, "error": repr(error).splitlines()[0]})
+    return float("inf")
+
+
+def explain(error: Exception) -> str:
+    """Hydra's and OmegaConf's commonest complaints in one sentence, the others in their own words."""
+    chain = [error, *([error.__cause__] if isinstance(error.__cause__, Exception) else [])]
+    text = " ".join(" ".join(str(e).split()) for e in chain)
+    found = re.search(r"Could not find '(\w+)/([^']*)'.*?Available options in '\w+': (.*?)(?: Config search path| Set the|$)", text)
+    if found:
+        group, option, options = found[1], found[2], found[3].split()
+        return f"Unknown choice {group}={option}: expected one of {', '.join(options)}.{did_you_mean(option, options)}"
+    found = re.search(r"Could not override '([^']+)'.*?(?:Key '([^']+)' is not in struct)", text)
+    if found:
+        return f"Unknown key {found[1]}: the configuration has no such key; --help shows those that it has."
+    found = re.search(r"Could not override '([^']+)'\. No match in the defaults list", text)
+    if found:
+        return f"Unknown group {found[1]}: --help shows the groups and their choices."
+    found = re.search(r"Missing mandatory value: (\S+)", text)
+    if found:
+        return f"{found[1]} is missing: give it as {found[1]}=VALUE."
+    return text.split(" full_key: ")[0].split(" Set the environment")[0] or repr(error)
+
+
+def overrides_of(arguments: Sequence[str]) -> dict[str, str]:
+    """The plain key=value arguments of a command line."""
+    pairs = (argument.split("=", 1) for argument in arguments if not argument.startswith("-") and "=" in argument)
+    return {key.strip(): value for key, value in pairs}
+
+
+def quoted(value: str) -> str:
+    """A string as a value of Hydra's override grammar."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def unquoted(value: str) -> str:
+    """The string that an override's value stands for."""
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return str(ast.literal_eval(value))
+    return value
+
+
+def resumed(arguments: list[str]) -> list[str]:
+    """`resume=PATH …` as that run's own overrides, in its own folder, with whatever else was given on top.
+
+    Raises:
+        ConfigError: in a sweep, or with a folder for the run.
+        StorageError: PATH is no run.
+    """
+    given = overrides_of(arguments)
+    path = unquoted(given.get("resume", ""))
+    if path in ("", "null"):
+        return arguments
+    if {"-m", "--multirun"} & set(arguments) or "hydra.run.dir" in given:
+        raise ConfigError("resume=PATH goes on with one run in its own folder: use it without -m and hydra.run.dir.")
+    folder = Path(path).absolute()
+    if folder.suffix == ".pt":
+        folder = folder.parent.parent
+    saved = folder / ".hydra" / "overrides.yaml"
+    if not (folder / ".run").exists() or not saved.exists():
+        raise StorageError(
+            f"{path} is no run: expected the folder that a run of l2l_runner.train made (with .hydra, metrics.jsonl "
+            "and checkpoints), or a checkpoint in it."
+        )
+    before = [str(item) for item in OmegaConf.to_object(OmegaConf.load(saved)) if not str(item).startswith("resume=")]  # type: ignore[union-attr]
+    rest = [argument for argument in arguments if not argument.startswith("resume=")]
+    return [*before, *rest, f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder))}"]

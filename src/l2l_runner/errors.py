@@ -1,0 +1,24 @@
+"""Errors that are the user's to mend: one sentence that says what was wrong, what was expected and how to mend it.
+
+Everything else that is raised is a bug, and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Base of all errors that the command line prints as one sentence and answers with exit code 1."""
+
+
+class ConfigError(UserError):
+    """A key, a value or a combination of choices that makes no sense."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or does not fit."""
+
+
+class DataError(UserError):
+    """A data set that is not there and cannot be fetched."""
+
+
+class StorageError(UserError):
+    """A folder that cannot be written, or already belongs to another run."""

@@ -1,0 +1,82 @@
+"""python -m l2l_runner.eval: compare a trained optimizer with tuned baselines on held-out problems."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from l2l_runner.cli import launch, overrides_of, quoted, unquoted
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Compare as a composed configuration describes, in the folder `path`; the result, with its score."""
+    from l2l_runner import checkpoint, schema, trainer
+    from l2l_runner.evaluation import mean_ci
+    from l2l_runner.folder import RunFolder
+    from l2l_runner.runtime import machine_settings, runtime_of
+
+    source = Path(str(composed["checkpoint"])).expanduser()
+    content = checkpoint.load(source)
+    trained = content["config"]
+    evaluation_keys = ("baselines", "steps", "problems", "tune", "chunk")
+    node = {key: value for key, value in composed.items() if key not in evaluation_keys}
+    node["evaluation"] = {key: composed[key] for key in evaluation_keys if key in composed}
+    node.setdefault("optimizee", trained["optimizee"])
+    config = schema.parse_eval(node)
+    optimizer = checkpoint.restore_optimizer(content, source)
+    runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
+    optimizer.to(runtime.device, runtime.dtype)
+    optimizer.check(config.optimizee.layout().size)
+    seed = int(trained["seed"]) if config.seed is None else config.seed
+    steps = config.evaluation.steps or int(trained["unroll"]["steps"])
+    problems = config.evaluation.problems or config.optimizee.test_problems
+    name = str(trained["optimizer"]["name"])
+    log.info("%s, trained on %s for %d meta-steps", source, trained["optimizee"]["name"], content["progress"]["step"])
+    with machine_settings(config.device.threads):
+        baselines = trainer.tuned_baselines(config.evaluation, config.optimizee, seed, steps, config.score, runtime)
+        comparison = trainer.compare(
+            {name: optimizer}, baselines, config.optimizee, seed, problems, steps, runtime, config.evaluation.chunk
+        )
+    log.info(trainer.write_comparison(RunFolder(path), comparison))
+    curves = comparison.curves[name]
+    return {
+        "status": "completed",
+        "score": curves.score(config.score),
+        "final": mean_ci(curves.finals),
+        "sum": mean_ci(curves.sums),
+    }
+
+
+def with_trained_optimizee(arguments: list[str]) -> list[str]:
+    """`optimizee.key=value` without `optimizee=…` changes the optimizee that the checkpoint was trained on."""
+    from l2l_runner import checkpoint
+
+    given = overrides_of(arguments)
+    if "optimizee" in given or "checkpoint" not in given or not any(key.startswith("optimizee.") for key in given):
+        return arguments
+    trained = checkpoint.load(Path(unquoted(given["checkpoint"])).expanduser())["config"]["optimizee"]
+    return [f"+optimizee={_override(trained)}", *arguments]
+
+
+def _override(value: Any) -> str:
+    """A plain value in Hydra's override grammar."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_override(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_override(item) for item in value) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return quoted(value) if isinstance(value, str) else repr(value)
+
+
+def main() -> None:
+    """The console script l2l-eval."""
+    launch("eval", evaluate, with_trained_optimizee)
+
+
+if __name__ == "__main__":
+    main()

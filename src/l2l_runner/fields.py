@@ -1,0 +1,121 @@
+"""Typed, range-checked configuration: frozen dataclasses built from plain dictionaries.
+
+A field's type and its rule (`at_least`, `choice`, …) are all there is to know about a key; whatever a user
+writes that breaks them becomes one sentence naming the key, the value and what was expected.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from l2l_runner.errors import ConfigError
+
+T = TypeVar("T")
+
+_NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must satisfy beyond its type, and the words that say so."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _ruled(words: str, holds: Callable[[Any], bool]) -> Any:
+    return field(metadata={"rule": Rule(words, holds)})
+
+
+def at_least(low: float) -> Any:
+    """A field whose value (or whose every element) is ≥ low."""
+    return _ruled(f"≥ {low:g}", lambda value: value >= low)
+
+
+def above(low: float) -> Any:
+    """A field whose value is > low."""
+    return _ruled(f"> {low:g}", lambda value: value > low)
+
+
+def between(low: float, high: float) -> Any:
+    """A field with low ≤ value < high."""
+    return _ruled(f"≥ {low:g} and < {high:g}", lambda value: low <= value < high)
+
+
+def choice(*options: str) -> Any:
+    """A field that takes one of the named options."""
+    return _ruled(f"one of {', '.join(options)}", lambda value: value in options)
+
+
+def did_you_mean(word: str, options: list[str]) -> str:
+    """' Did you mean …?' where an option is close, else ''."""
+    close = get_close_matches(word, options, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def parse(cls: type[T], values: object, path: str = "") -> T:
+    """Build `cls`, a dataclass, from a dictionary; nested dataclasses are built likewise.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type or breaks its rule.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path or 'The configuration'} is {values!r}; expected a group of keys.")
+    known: dict[str, Field[Any]] = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"Unknown key {_join(path, str(key))}: {path or 'the configuration'} has the keys "
+                f"{', '.join(known)}.{did_you_mean(str(key), list(known))}"
+            )
+    hints = get_type_hints(cls)
+    built: dict[str, Any] = {}
+    for name, declared in known.items():
+        if name not in values:
+            raise ConfigError(f"{_join(path, name)} is missing: give it a value.")
+        built[name] = _convert(values[name], hints[name], declared.metadata.get("rule"), _join(path, name))
+    return cls(**built)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _convert(value: Any, hint: Any, rule: Rule | None, path: str) -> Any:
+    if is_dataclass(value):
+        return value  # built already, by whoever knew which class it should be
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _convert(value, get_args(hint)[0], rule, path)
+    if is_dataclass(hint):
+        return parse(typing.cast(type[Any], hint), value, path)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} is {value!r}; expected a group of keys.")
+        return {str(k): _convert(v, get_args(hint)[1], rule, _join(path, str(k))) for k, v in value.items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{path} is {value!r}; expected a list, such as [20,20].")
+        return tuple(_convert(v, get_args(hint)[0], rule, f"{path}[{i}]") for i, v in enumerate(value))
+    converted = _scalar(value, hint)
+    if converted is None or (rule is not None and not rule.holds(converted)):
+        expected = rule.words if rule is not None and hint is str else _NOUNS[hint]
+        if rule is not None and hint is not str:
+            expected += f" {rule.words}"
+        raise ConfigError(f"{path} is {value!r}; expected {expected}.")
+    return converted
+
+
+def _scalar(value: Any, hint: type) -> Any:
+    """The value as the type, or None where it is no such thing (true is no number, 1.5 no integer, inf no number)."""
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else None
+    if hint is int and isinstance(value, bool):
+        return None
+    return value if isinstance(value, hint) else None

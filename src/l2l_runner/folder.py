@@ -1,0 +1,98 @@
+"""A run's folder is its record: never shared by two runs, never overwritten unless resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from l2l_runner.checkpoint import write_atomically
+from l2l_runner.errors import StorageError
+
+
+def jsonable(value: Any) -> Any:
+    """The value with non-finite numbers as null, which is what JSON has for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    return value
+
+
+class RunFolder:
+    """Paths and records of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.best = path / "checkpoints" / "best.pt"
+        self.last = path / "checkpoints" / "last.pt"
+        self.metrics = path / "metrics.jsonl"
+        self.frames = path / "frames"
+        self._run = path / ".run"
+
+    def claim(self) -> None:
+        """Make the folder this run's own.
+
+        Raises:
+            StorageError: another run has it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._run, "x"):
+                pass
+        except FileExistsError as error:
+            raise StorageError(
+                f"{self.path} already belongs to a run: go on with it by resume={self.path}, or give the new run a "
+                "folder of its own with hydra.run.dir=FOLDER."
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} could not be written ({error.strerror}): choose another with hydra.run.dir=FOLDER."
+            ) from error
+
+    @property
+    def claimed(self) -> bool:
+        return self._run.exists()
+
+    def log(self, record: dict[str, Any]) -> int:
+        """Append one line to metrics.jsonl; the file's size in bytes after it.
+
+        Raises:
+            StorageError: the line could not be written whole.
+        """
+        try:
+            with open(self.metrics, "ab") as file:
+                file.write(json.dumps(jsonable(record)).encode() + b"\n")
+                file.flush()
+                return file.tell()
+        except OSError as error:
+            raise StorageError(
+                f"{self.metrics} could not be written ({error.strerror}): make room or permit writing there, then go "
+                f"on with resume={self.path}; the checkpoints are as they were last saved."
+            ) from error
+
+    def truncate(self, size: int) -> None:
+        """Forget the lines of metrics.jsonl beyond `size` bytes, which no checkpoint knows of."""
+        if self.metrics.exists():
+            os.truncate(self.metrics, size)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def write_json(self, name: str, content: Any) -> Path:
+        """Write a JSON file of the folder, atomically."""
+        path = self.path / name
+        write_atomically(path, json.dumps(jsonable(content), indent=1).encode() + b"\n")
+        return path
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the folder; None where it isn't there."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,17 @@
+"""Distributions over problems. To add one: a file here, a line in OPTIMIZEES, and a YAML in conf/optimizee/."""
+
+from __future__ import annotations
+
+from l2l_runner.optimizees.base import Layout, Optimizee, Params, Problem
+from l2l_runner.optimizees.classification import Classification
+from l2l_runner.optimizees.quadratic import Quadratic
+from l2l_runner.optimizees.rosenbrock import Rosenbrock
+
+OPTIMIZEES: dict[str, type[Optimizee]] = {
+    "quadratic": Quadratic,
+    "mnist": Classification,
+    "digits": Classification,
+    "rosenbrock": Rosenbrock,
+}
+
+__all__ = ["OPTIMIZEES", "Classification", "Layout", "Optimizee", "Params", "Problem", "Quadratic", "Rosenbrock"]

@@ -1,0 +1,18 @@
+"""Update rules, hand-designed and learned. To add one: a file here, a line below, and a YAML in conf/optimizer/."""
+
+from __future__ import annotations
+
+from l2l_runner.optimizers.base import LearnedOptimizer, Optimizer, State
+from l2l_runner.optimizers.hand_designed import NAG, SGD, Adam, HandDesigned, Momentum, RMSprop
+from l2l_runner.optimizers.lstm import LSTM, LSTMConfig
+
+HAND_DESIGNED: dict[str, type[HandDesigned]] = {
+    "sgd": SGD,
+    "momentum": Momentum,
+    "nag": NAG,
+    "rms": RMSprop,
+    "adam": Adam,
+}
+LEARNED: dict[str, type[LSTMConfig]] = {"lstm": LSTMConfig}
+
+__all__ = ["HAND_DESIGNED", "LEARNED", "LSTM", "HandDesigned", "LSTMConfig", "LearnedOptimizer", "Optimizer", "State"]

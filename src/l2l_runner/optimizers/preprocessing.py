@@ -1,0 +1,24 @@
+"""What a learned optimizer sees of a gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FEATURES = {"none": 1, "log_sign": 2}  # inputs a coordinate
+
+
+def preprocess(grads: Tensor, kind: str, p: float) -> Tensor:
+    """Gradients of any shape as features [features, *shape].
+
+    `none` is the gradient itself. `log_sign` keeps gradients of all magnitudes legible (Andrychowicz et al. 2016,
+    appendix A): (log|g| / p, sgn g) where |g| ≥ e^−p, else (−1, e^p g). Written with clamps, it is the same
+    function and takes no logarithm of zero.
+    """
+    if kind == "none":
+        return grads.unsqueeze(0)
+    magnitude = grads.abs().clamp(min=math.exp(-p)).log() / p
+    direction = (grads * math.exp(p)).clamp(-1, 1)
+    return torch.stack([magnitude, direction])

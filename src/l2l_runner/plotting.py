@@ -1,0 +1,177 @@
+"""Pictures. One colour an optimizer, everywhere; safe for colour-blind readers (Okabe & Ito 2008)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from l2l_runner.checkpoint import write_atomically
+
+COLOURS = {
+    "lstm": "#D55E00",
+    "sgd": "#999999",
+    "momentum": "#F0E442",
+    "nag": "#009E73",
+    "rms": "#CC79A7",
+    "adam": "#0072B2",
+}
+STYLES = {"lstm": "-", "sgd": (0, (1, 1)), "momentum": (0, (5, 2)), "nag": (0, (5, 2)), "rms": (0, (3, 1, 1, 1)), "adam": "--"}
+LABELS = {"lstm": "LSTM", "sgd": "SGD", "momentum": "Momentum", "nag": "NAG", "rms": "RMSprop", "adam": "Adam"}
+
+
+def _axes(figure: Figure, position: Any, xlabel: str, ylabel: str, title: str) -> Axes:
+    axes: Axes = figure.add_subplot(position)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _png(figure: Figure, dpi: int) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _curves(axes: Axes, optimizers: Mapping[str, Any]) -> None:
+    """Mean losses with their confidence bands on a log axis, cut where a diverging one leaves the picture."""
+    starts = []
+    for name, entry in reversed(optimizers.items()):  # the first is drawn last, on top
+        curve = np.array([np.nan if x is None else x for x in entry["curve"]], dtype=float)
+        band = np.array([np.nan if x is None else x for x in entry["ci95"]], dtype=float)
+        finite = np.isfinite(curve) & (curve > 0)
+        starts.append(curve[0])
+        label = LABELS.get(name, name) + (f" (lr {entry['lr']:.2g})" if entry["lr"] is not None else "")
+        label += f", {entry['diverged']} diverged" if entry["diverged"] else ""
+        style = {"color": COLOURS.get(name, "#000000"), "linestyle": STYLES.get(name, "-")}
+        steps = np.arange(len(curve))
+        axes.plot(steps[finite], curve[finite], label=label, linewidth=2 if entry["lr"] is None else 1.4, **style)
+        low, high = np.maximum(curve - band, curve * 1e-2), curve + band
+        shown = finite & np.isfinite(band)
+        axes.fill_between(steps[shown], low[shown], high[shown], color=style["color"], alpha=0.2, linewidth=0)
+    axes.set_yscale("log")
+    ceiling = 3 * float(np.nanmax(starts)) if np.isfinite(starts).any() else None
+    if ceiling is not None and axes.get_ylim()[1] > ceiling:
+        axes.set_ylim(top=ceiling)
+    axes.margins(x=0)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)
+
+
+def comparison(path: Path, summary: Mapping[str, Any], note: str = "") -> None:
+    """comparison.png: every optimizer's mean loss against the step, with 95 % bands."""
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    title = f"{summary['optimizee']}: mean of {summary['problems']} held-out problems, 95 % confidence bands{note}"
+    _curves(_axes(figure, 111, "step", "loss", title), summary["optimizers"])
+    write_atomically(path, _png(figure, 150))
+
+
+def learning(
+    paths: Sequence[Path],
+    step: int,
+    total: int,
+    validation: Mapping[str, Any],
+    meta_losses: Sequence[tuple[int, float | None]],
+    scores: Sequence[tuple[int, float | None]],
+    score: str,
+) -> None:
+    """One frame of the learning while it learns: the comparison on validation problems, and the meta-loss so far."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    problems = validation["problems"]
+    axes = _axes(
+        figure, 121, "step", "loss", f"{validation['optimizee']}, {problems} validation problems, meta-step {step}"
+    )
+    _curves(axes, validation["optimizers"])
+    axes = _axes(figure, 122, "meta-step", "loss", "meta-learning")
+    x = np.array([k for k, _ in meta_losses], dtype=float)
+    y = np.array([np.nan if v is None else v for _, v in meta_losses], dtype=float)
+    axes.plot(x, y, color="#bbbbbb", linewidth=0.7, label="meta-loss (fresh problems)")
+    if len(y) >= 20:
+        width = max(5, len(y) // 25)
+        smooth = np.array([np.nanmedian(y[max(0, i - width) : i + 1]) if np.isfinite(y[max(0, i - width) : i + 1]).any() else np.nan for i in range(len(y))])
+        axes.plot(x, smooth, color="#555555", linewidth=1.5, label=f"its running median over {width + 1}")
+    points = [(k, v) for k, v in scores if v is not None]
+    name = "sum of losses" if score == "sum" else "final loss"
+    axes.plot(*zip(*points, strict=True) if points else ([], []), "o-", color=COLOURS["lstm"], markersize=3, label=f"validation: {name}")
+    axes.set_yscale("log")
+    axes.set_xlim(0, max(total, 1))
+    axes.legend(fontsize=8, frameon=False)
+    picture = _png(figure, 90)
+    for path in paths:
+        write_atomically(path, picture)
+
+
+def animation(path: Path, frames: Sequence[Path]) -> None:
+    """The frames as one looping GIF; the last stays longer."""
+    pictures = [Image.open(frame).convert("P", palette=Image.Palette.ADAPTIVE, colors=64) for frame in frames]
+    buffer = io.BytesIO()
+    durations = [200] * (len(pictures) - 1) + [2500]
+    pictures[0].save(buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    write_atomically(path, buffer.getvalue())
+
+
+def single_curve(path: Path, name: str, summary: Mapping[str, Any]) -> None:
+    """curve.png: one hand-designed optimizer on the validation problems."""
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    title = f"{summary['optimizee']}: {LABELS.get(name, name)}, mean of {summary['problems']} validation problems"
+    _curves(_axes(figure, 111, "step", "loss", title), summary["optimizers"])
+    write_atomically(path, _png(figure, 150))
+
+
+def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -> None:
+    """sweep.png: final loss against the swept values; a line for each value of a second one, if any."""
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    names = sorted(swept, key=lambda key: not _numeric([job["values"][key] for job in jobs]))
+    axes = _axes(figure, 111, names[0], "final loss", "final loss on the validation problems, 95 % confidence intervals")
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        lines.setdefault(", ".join(f"{key}={job['values'][key]}" for key in names[1:]), []).append(job)
+    numeric = _numeric([job["values"][names[0]] for job in jobs])
+    categories = list(dict.fromkeys(str(job["values"][names[0]]) for job in jobs))
+    palette = [COLOURS[key] for key in ("adam", "lstm", "nag", "rms", "sgd", "momentum")]
+    drawn = False
+    for i, (label, members) in enumerate(lines.items()):
+        points = []
+        for job in members:
+            value = job["values"][names[0]]
+            x = float(value) if numeric else categories.index(str(value))
+            if job["final"] is None or job["final"]["mean"] is None:
+                axes.axvline(x, color=palette[i % 6], linewidth=1, linestyle=":", alpha=0.7)
+                axes.annotate(
+                    "failed" if job["status"] == "failed" else "diverged", (x, 0.98), xycoords=("data", "axes fraction"),
+                    rotation=90, va="top", ha="right", fontsize=8, color=palette[i % 6],
+                )
+            else:
+                points.append((x, job["final"]["mean"], job["final"]["ci95"] or 0.0))
+        points.sort()
+        if points:
+            xs, ys, errors = zip(*points, strict=True)
+            axes.errorbar(xs, ys, yerr=errors, fmt="o-", capsize=3, color=palette[i % 6], label=label or None)
+            drawn = True
+    if numeric and all(float(job["values"][names[0]]) > 0 for job in jobs):
+        axes.set_xscale("log")
+    elif not numeric:
+        axes.set_xticks(range(len(categories)), categories)
+    if drawn:
+        axes.set_yscale("log")
+    if drawn and names[1:]:
+        axes.legend(fontsize=8, frameon=False)
+    write_atomically(path, _png(figure, 150))
+
+
+def _numeric(values: Sequence[str]) -> bool:
+    try:
+        return all(np.isfinite(float(value)) for value in values)
+    except ValueError:
+        return False

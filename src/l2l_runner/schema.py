@@ -1,0 +1,233 @@
+"""The configuration, typed: what a composed YAML must hold, checked as a whole before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from l2l_runner.errors import ConfigError
+from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse
+from l2l_runner.meta import TBPTT
+from l2l_runner.optimizees import OPTIMIZEES, Optimizee
+from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, HandDesigned, LSTMConfig
+
+SCORES = ("final", "sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unroll:
+    """length: steps of a truncation window. steps: steps of a trajectory."""
+
+    length: int = at_least(1)
+    steps: int = at_least(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """How the optimizer is meta-trained.
+
+    Attributes:
+        name: the estimator of the meta-gradient.
+        steps: meta-steps; each trains through one whole trajectory of one batch of problems.
+        validate_every: meta-steps between validations, which refresh the pictures and save the checkpoints.
+        lr: the meta-optimizer's (Adam's) learning rate, at its highest.
+        schedule: constant, or cosine decay to zero over `steps`.
+        warmup: fraction of `steps` in which the rate rises linearly.
+        clip: largest global norm of a meta-gradient; null for none.
+        weights: weights of the losses along a trajectory: constant, linear or final.
+        second_order: keep the derivatives of the optimizee's gradients.
+        engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
+        max_skipped: stop after so many non-finite meta-gradients in a row.
+        patience: stop after so many validations without a better score; null for never.
+    """
+
+    name: str = choice("tbptt")
+    steps: int = at_least(0)
+    validate_every: int = at_least(1)
+    lr: float = above(0)
+    schedule: str = choice("constant", "cosine")
+    warmup: float = between(0, 1)
+    clip: float | None = above(0)
+    weights: str = choice("constant", "linear", "final")
+    second_order: bool
+    engine: str = choice("auto", "replay", "graph")
+    max_skipped: int = at_least(1)
+    patience: int | None = at_least(1)
+
+    def estimator(self, unroll: Unroll) -> TBPTT:
+        """The estimator that these settings name.
+
+        Raises:
+            ConfigError: a combination that makes no sense.
+        """
+        if self.second_order and self.engine == "replay":
+            raise ConfigError(
+                "meta.engine=replay cannot be had with meta.second_order=true, because the replay holds gradients "
+                "constant: use meta.engine=auto or meta.engine=graph."
+            )
+        if self.weights == "final" and unroll.length < unroll.steps:
+            raise ConfigError(
+                f"meta.weights=final leaves every window but the last without a gradient (unroll.length="
+                f"{unroll.length} of unroll.steps={unroll.steps}): use unroll=full, or meta.weights=linear."
+            )
+        engine = ("graph" if self.second_order else "replay") if self.engine == "auto" else self.engine
+        return TBPTT(
+            length=unroll.length,
+            steps=unroll.steps,
+            weights=self.weights,
+            second_order=self.second_order,
+            engine=engine,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """name: auto, cpu or cuda. dtype: float32 or float64. threads: CPU threads; null leaves PyTorch's choice."""
+
+    name: str = choice("auto", "cpu", "cuda")
+    dtype: str = choice("float32", "float64")
+    threads: int | None = at_least(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """root: the data sets' folder (torchvision's layout). download: fetch what is missing."""
+
+    root: str
+    download: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How a baseline's learning rate is found.
+
+    Attributes:
+        enabled: False takes each baseline's `lr` as it stands.
+        problems: validation problems to tune on; null for the optimizee's `validation_problems`.
+        low: lowest learning rate tried.
+        high: highest learning rate tried.
+        per_decade: rates tried in each factor of 10.
+        refinements: times that the grid is halved around the best.
+    """
+
+    enabled: bool
+    problems: int | None = at_least(1)
+    low: float = above(0)
+    high: float = above(0)
+    per_decade: int = at_least(1)
+    refinements: int = at_least(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The comparison on held-out problems.
+
+    Attributes:
+        baselines: hand-designed optimizers, by name.
+        steps: steps of a trajectory; null for as many as were trained for.
+        problems: held-out problems; null for the optimizee's `test_problems`.
+        tune: how learning rates are found.
+        chunk: coordinates computed at once, which bounds memory.
+    """
+
+    baselines: dict[str, HandDesigned]
+    steps: int | None = at_least(1)
+    problems: int | None = at_least(2)
+    tune: Tuning
+    chunk: int = at_least(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All of `train`. `meta_batch`: problems a meta-step; `score`: what every selection minimises (`final` loss or
+    `sum` of losses); `evaluate`: tune baselines and compare with them; `resume`: the run to go on with."""
+
+    seed: int = at_least(0)
+    optimizee: Optimizee
+    optimizer: HandDesigned | LSTMConfig
+    unroll: Unroll
+    meta: Meta
+    meta_batch: int = at_least(1)
+    score: str = choice(*SCORES)
+    evaluate: bool
+    evaluation: Evaluation
+    device: Device
+    data: Data
+    resume: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """All of `eval`: a checkpoint, the optimizee to try it on, and an `Evaluation`."""
+
+    checkpoint: str
+    seed: int | None = at_least(0)
+    optimizee: Optimizee
+    score: str = choice(*SCORES)
+    evaluation: Evaluation
+    device: Device
+    data: Data
+
+
+def _named(node: Any, path: str, options: Mapping[str, type[Any]]) -> type[Any]:
+    name = node.get("name") if isinstance(node, Mapping) else None
+    if name not in options:
+        raise ConfigError(
+            f"{path}.name is {name!r}; expected one of {', '.join(options)}.{did_you_mean(str(name), list(options))}"
+        )
+    return options[str(name)]
+
+
+def parse_optimizee(node: Any) -> Optimizee:
+    """The optimizee that a composed `optimizee` group describes."""
+    optimizee: Optimizee = parse(_named(node, "optimizee", OPTIMIZEES), node, "optimizee")
+    return optimizee
+
+
+def parse_optimizer(node: Any, path: str = "optimizer") -> Any:
+    """A `HandDesigned` optimizer, or the configuration of a learned one."""
+    cls = _named(node, path, {**HAND_DESIGNED, **LEARNED})
+    return parse(cls, {key: value for key, value in node.items() if key != "name"}, path)
+
+
+def _parse_evaluation(node: Any, path: str) -> Any:
+    if not isinstance(node, Mapping) or not isinstance(node.get("baselines"), Mapping):
+        return node
+    baselines = {}
+    for name, baseline in node["baselines"].items():
+        baselines[name] = parse_optimizer(baseline, f"{path}baselines.{name}")
+        if not isinstance(baselines[name], HandDesigned):
+            raise ConfigError(f"{path}baselines.{name} is a learned optimizer; expected one of {', '.join(HAND_DESIGNED)}.")
+    tune = node.get("tune")
+    if isinstance(tune, Mapping) and isinstance(tune.get("low"), float) and isinstance(tune.get("high"), float):
+        if tune["low"] >= tune["high"]:
+            raise ConfigError(f"{path}tune.low is {tune['low']:g}; expected less than {path}tune.high, {tune['high']:g}.")
+    return {**node, "baselines": baselines}
+
+
+def parse_train(node: Mapping[str, Any]) -> TrainConfig:
+    """The whole of a composed `train` configuration, combinations included.
+
+    Raises:
+        ConfigError: anything unknown, missing, of the wrong type, out of range, or making no sense together.
+    """
+    parts = dict(node)
+    parts["optimizee"] = parse_optimizee(node.get("optimizee"))
+    parts["optimizer"] = parse_optimizer(node.get("optimizer"))
+    parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "evaluation.")
+    config = parse(TrainConfig, parts)
+    config.meta.estimator(config.unroll)
+    return config
+
+
+def parse_eval(node: Mapping[str, Any]) -> EvalConfig:
+    """The whole of a composed `eval` configuration.
+
+    Raises:
+        ConfigError: as `parse_train`.
+    """
+    parts = dict(node)
+    parts["optimizee"] = parse_optimizee(node.get("optimizee"))
+    parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "")
+    return parse(EvalConfig, parts)

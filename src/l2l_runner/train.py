@@ -1,0 +1,36 @@
+"""python -m l2l_runner.train: meta-train an optimizer, or run a hand-designed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from l2l_runner.cli import launch, resumed
+
+
+def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Train what a composed configuration describes, in the folder `path`; the result, with its score."""
+    from dataclasses import asdict
+
+    from l2l_runner import schema, trainer
+    from l2l_runner.folder import RunFolder
+    from l2l_runner.optimizers import HandDesigned
+    from l2l_runner.runtime import machine_settings, runtime_of
+
+    config = schema.parse_train(composed)
+    runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
+    folder = RunFolder(path)
+    with machine_settings(config.device.threads):
+        if isinstance(config.optimizer, HandDesigned):
+            name = str(composed["optimizer"]["name"])
+            return asdict(trainer.run_hand_designed(config, config.optimizer, name, folder, runtime))
+        return asdict(trainer.MetaTraining(config, composed, folder, runtime).train())
+
+
+def main() -> None:
+    """The console script l2l-train."""
+    launch("train", train, resumed)
+
+
+if __name__ == "__main__":
+    main()

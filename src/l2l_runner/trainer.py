@@ -1,0 +1,440 @@
+"""The outer loop: meta-train, validate on a fixed set, keep the best, and lose nothing when stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from l2l_runner import checkpoint, plotting, streams
+from l2l_runner.evaluation import Comparison, Curves, mean_ci, run, summary_csv, summary_table, tune
+from l2l_runner.folder import RunFolder
+from l2l_runner.optimizees import Optimizee
+from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
+from l2l_runner.runtime import Runtime
+from l2l_runner.schema import Evaluation, Meta, TrainConfig
+
+log = logging.getLogger(__name__)
+
+# What may differ between a run and its resumption: how long and how often, where and with what help, but not what
+# is computed.
+FREE_KEYS = ("resume", "evaluate", "data", "evaluation", "device.name", "device.threads", "meta.steps", "meta.patience")
+FREE_KEYS += ("meta.max_skipped",)
+
+
+class Stopped(Exception):
+    """The run was asked to stop (Ctrl-C or SIGTERM) and has saved its state."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; part of its checkpoints.
+
+    Attributes:
+        step: meta-steps done.
+        validated: meta-steps done at the last validation; -1 before the first.
+        best_score: the best validation score, and the meta-step at which it was reached.
+        best_step: see `best_score`.
+        skipped: windows skipped because their meta-loss or meta-gradient was not finite, in all.
+        skipped_in_row: the same, since the last that was finite.
+        metrics_bytes: size of metrics.jsonl.
+    """
+
+    step: int = 0
+    validated: int = -1
+    best_score: float = math.inf
+    best_step: int = -1
+    skipped: int = 0
+    skipped_in_row: int = 0
+    metrics_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `completed` or `diverged`; the score that its configuration asks for; and the figures."""
+
+    status: str
+    score: float
+    final: dict[str, float]
+    sum: dict[str, float]
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that receives the number of a SIGINT or SIGTERM; a second one interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals reach the main thread only
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def learning_rate(meta: Meta, step: int) -> float:
+    """The meta-optimizer's rate at a meta-step: linear warm-up, then constant or cosine decay."""
+    progress = step / max(1, meta.steps)
+    decay = 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) if meta.schedule == "cosine" else 1.0
+    rising = min(1.0, (step + 1) / (meta.warmup * meta.steps)) if meta.warmup * meta.steps >= 1 else 1.0
+    return meta.lr * rising * decay
+
+
+def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> str | None:
+    """The first key in which two configurations differ in what matters, with both values, or None."""
+    for key in [*mine, *(key for key in theirs if key not in mine)]:
+        name = f"{path}{key}"
+        if name in FREE_KEYS:
+            continue
+        a, b = mine.get(key), theirs.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found = difference(a, b, f"{name}.")
+            if found:
+                return found
+        elif a != b:
+            return f"{name} is {a!r} now and was {b!r}"
+    return None
+
+
+def tuned_baselines(
+    evaluation: Evaluation, optimizee: Optimizee, seed: int, steps: int, score: str, runtime: Runtime
+) -> dict[str, HandDesigned]:
+    """The baselines at their best learning rates on the validation problems.
+
+    One that diverges at every rate keeps its lowest score's rate and will be shown as diverged.
+    """
+    problems = evaluation.tune.problems or optimizee.validation_problems
+    seeds = streams.seeds(seed, "validation", 0, problems)
+    tuned: dict[str, HandDesigned] = {}
+    with tqdm(desc="tuning baselines", unit="run", leave=False, disable=None) as bar:
+        for name, baseline in evaluation.baselines.items():
+
+            def score_of(candidate: HandDesigned, name: str = name) -> float:
+                bar.set_postfix_str(f"{name} lr={candidate.lr:.3g}")
+                bar.update()
+                return run(candidate, optimizee, seeds, steps, runtime, evaluation.chunk).score(score)
+
+            tuned[name], tried = tune(baseline, score_of, evaluation.tune)
+            if tried and not math.isfinite(dict(tried)[tuned[name].lr]):
+                log.warning("%s diverges at every learning rate that was tried.", name)
+            if tried and tuned[name].lr in (tried[0][0], tried[-1][0]):
+                log.warning(
+                    "The best learning rate of %s, %.3g, lies at the end of the range that was tried: widen "
+                    "evaluation.tune.low or evaluation.tune.high.",
+                    name,
+                    tuned[name].lr,
+                )
+    return tuned
+
+
+def compare(
+    learned: Mapping[str, LearnedOptimizer],
+    baselines: Mapping[str, HandDesigned],
+    optimizee: Optimizee,
+    seed: int,
+    problems: int,
+    steps: int,
+    runtime: Runtime,
+    chunk: int,
+) -> Comparison:
+    """All of them on the same problems of the held-out test stream."""
+    seeds = streams.seeds(seed, "test", 0, problems)
+    curves: dict[str, Curves] = {}
+    per_run = steps * math.ceil(problems / max(1, chunk // optimizee.layout().size))
+    with tqdm(total=per_run * (len(learned) + len(baselines)), desc="comparing", unit="step", leave=False, disable=None) as bar:
+        for name, optimizer in {**learned, **baselines}.items():
+            bar.set_postfix_str(name)
+            curves[name] = run(optimizer, optimizee, seeds, steps, runtime, chunk, bar.update)
+    rates: dict[str, float | None] = dict.fromkeys(learned)
+    return Comparison(optimizee.name, curves, rates | {name: baseline.lr for name, baseline in baselines.items()})
+
+
+def write_comparison(folder: RunFolder, comparison: Comparison) -> str:
+    """comparison.json, .csv and .png; the table and the paths, to be printed."""
+    summary = comparison.summary()
+    paths = [folder.write_json("comparison.json", summary)]
+    paths += [folder.path / "comparison.csv", folder.path / "comparison.png"]
+    checkpoint.write_atomically(paths[1], summary_csv(summary).encode())
+    plotting.comparison(paths[2], summary)
+    return summary_table(summary) + "\n" + "\n".join(str(path) for path in paths)
+
+
+def run_hand_designed(config: TrainConfig, optimizer: HandDesigned, name: str, folder: RunFolder, runtime: Runtime) -> Outcome:
+    """Nothing is meta-learned: run a hand-designed optimizer on the validation problems."""
+    optimizee, steps = config.optimizee, config.unroll.steps
+    seeds = streams.seeds(config.seed, "validation", 0, optimizee.validation_problems)
+    curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk)
+    summary = Comparison(optimizee.name, {name: curves}, {name: optimizer.lr}).summary()
+    entry = summary["optimizers"][name]
+    folder.truncate(0)
+    for step, (loss, ci95) in enumerate(zip(entry["curve"], entry["ci95"], strict=True)):
+        folder.log({"event": "step", "step": step, "loss": loss, "ci95": ci95})
+    plotting.single_curve(folder.path / "curve.png", name, summary)
+    log.info(
+        "%s at lr %.3g on %d validation problems of %s, %d steps: final loss %.4g ± %.2g, sum of losses %.4g ± %.2g, "
+        "%d diverged",
+        name,
+        optimizer.lr,
+        summary["problems"],
+        optimizee.name,
+        steps,
+        *entry["final"].values(),
+        *entry["sum"].values(),
+        entry["diverged"],
+    )
+    return Outcome("completed", curves.score(config.score), entry["final"], entry["sum"])
+
+
+class MetaTraining:
+    """One run of meta-training, in its folder."""
+
+    def __init__(self, config: TrainConfig, composed: Mapping[str, Any], folder: RunFolder, runtime: Runtime):
+        self.config, self.composed, self.folder, self.runtime = config, composed, folder, runtime
+        self.name = str(composed["optimizer"]["name"])
+        self.optimizer = checkpoint.build_optimizer(composed, config.seed).to(runtime.device, runtime.dtype)
+        self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr)
+        self.estimator = config.meta.estimator(config.unroll)
+        self.progress = Progress()
+        if folder.last.exists():
+            self._restore()
+        else:
+            folder.truncate(0)
+
+    def _restore(self) -> None:
+        content = checkpoint.load(self.folder.last)
+        changed = difference(self.composed, content["config"])
+        if changed:
+            raise checkpoint.CheckpointError(
+                f"{self.folder.path} cannot be resumed with other settings: {changed}; leave it as it was, or start a "
+                "new run."
+            )
+        checkpoint.load_parameters(self.optimizer, content["optimizer"], self.folder.last)
+        self.meta_optimizer.load_state_dict(content["meta_optimizer"])
+        self.progress = Progress(**content["progress"])
+        self.folder.truncate(self.progress.metrics_bytes)
+        log.info("Resumed %s at meta-step %d of %d.", self.folder.path, self.progress.step, self.config.meta.steps)
+
+    def _save(self, path: Any) -> None:
+        content = {
+            "config": dict(self.composed),
+            "optimizer": {key: value.detach().cpu() for key, value in self.optimizer.state_dict().items()},
+            "meta_optimizer": self.meta_optimizer.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        checkpoint.save(path, content)
+
+    def _record(self, **record: Any) -> None:
+        self.progress = replace(self.progress, metrics_bytes=self.folder.log(record))
+
+    def train(self) -> Outcome:
+        """Train to the last meta-step; validate, save and draw on the way; compare at the end.
+
+        Raises:
+            Stopped: Ctrl-C or SIGTERM; the state is saved.
+        """
+        config, meta = self.config, self.config.meta
+        log.info(
+            "Meta-training %s on %s: %d meta-steps of %d problems × %d steps, windows of %d, engine %s, on %s, seed %d; in %s",
+            self.name,
+            config.optimizee.name,
+            meta.steps,
+            config.meta_batch,
+            config.unroll.steps,
+            config.unroll.length,
+            self.estimator.engine,
+            self.runtime.device,
+            config.seed,
+            self.folder.path,
+        )
+        status = "completed"
+        baselines = self._baselines() if config.evaluate else {}
+        shown = self._shown(baselines)
+        with stop_requests() as stop, self._bar() as bar:
+            while True:
+                progress = self.progress
+                due = progress.step % meta.validate_every == 0 or progress.step >= meta.steps
+                if due and progress.validated != progress.step:
+                    self._validate(shown, bar)
+                if stop:
+                    self._save(self.folder.last)
+                    raise Stopped(self._how_to_resume(), 128 + stop[0])
+                if self.progress.step >= meta.steps:
+                    break
+                if self.progress.skipped_in_row >= meta.max_skipped:
+                    status = "diverged"
+                    log.warning(
+                        "Stopped at meta-step %d: %d meta-gradients in a row were not finite; the best state, of meta-step "
+                        "%d, is kept. A lower meta.lr or meta.clip may help.",
+                        self.progress.step,
+                        self.progress.skipped_in_row,
+                        self.progress.best_step,
+                    )
+                    break
+                if meta.patience is not None and self._stalled() >= meta.patience:
+                    log.info("Stopped at meta-step %d: no better score in %d validations.", self.progress.step, meta.patience)
+                    break
+                self._meta_step(bar)
+            self._save(self.folder.last)
+        self._animate()
+        best = checkpoint.load(self.folder.best)
+        checkpoint.load_parameters(self.optimizer, best["optimizer"], self.folder.best)
+        curves = self._on_validation()
+        if config.evaluate:
+            self._compare(baselines)
+        return Outcome(status, curves.score(config.score), mean_ci(curves.finals), mean_ci(curves.sums))
+
+    def _meta_step(self, bar: tqdm[Any]) -> None:
+        config, meta, step = self.config, self.config.meta, self.progress.step
+        seeds = streams.seeds(config.seed, "train", step * config.meta_batch, config.meta_batch)
+        problem = config.optimizee.sample(seeds, self.runtime)
+        lr = learning_rate(meta, step)
+        for group in self.meta_optimizer.param_groups:
+            group["lr"] = lr
+        meta_loss, final, norms = 0.0, math.nan, []
+        for estimate in self.estimator.estimates(self.optimizer, problem):
+            norm = torch.nn.utils.get_total_norm(estimate.grads)
+            meta_loss += estimate.meta_loss.item()
+            final = estimate.losses[-1].mean().item()
+            if not (math.isfinite(meta_loss) and math.isfinite(norm.item())):
+                # What isn't finite never reaches the parameters, and the rest of this trajectory is lost with it.
+                skipped, in_row = self.progress.skipped + 1, self.progress.skipped_in_row + 1
+                self.progress = replace(self.progress, skipped=skipped, skipped_in_row=in_row)
+                meta_loss = math.nan
+                break
+            norms.append(norm.item())
+            scale = 1.0 if meta.clip is None else min(1.0, meta.clip / (norms[-1] + 1e-12))
+            for parameter, grad in zip(self.optimizer.parameters(), estimate.grads, strict=True):
+                parameter.grad = grad * scale
+            self.meta_optimizer.step()
+            self.progress = replace(self.progress, skipped_in_row=0)
+        self.progress = replace(self.progress, step=step + 1)
+        mean_loss = meta_loss / config.unroll.steps
+        norm_mean = sum(norms) / len(norms) if norms else math.nan
+        self._record(
+            event="meta_step",
+            step=step + 1,
+            meta_loss=mean_loss,
+            final_loss=final,
+            grad_norm=norm_mean,
+            lr=lr,
+            skipped=self.progress.skipped,
+        )
+        bar.set_postfix(self._figures(meta_loss=f"{mean_loss:.4g}"), refresh=False)
+        bar.update()
+
+    def _validate(self, shown: dict[str, Any], bar: tqdm[Any]) -> None:
+        config = self.config
+        curves = self._on_validation()
+        score = curves.score(config.score)
+        better = score < self.progress.best_score or self.progress.best_step < 0
+        self.progress = replace(self.progress, validated=self.progress.step)
+        if better:
+            self.progress = replace(self.progress, best_score=score, best_step=self.progress.step)
+        self._record(
+            event="validation",
+            step=self.progress.step,
+            score=score,
+            sum=mean_ci(curves.sums),
+            final=mean_ci(curves.finals),
+            diverged=int(curves.diverged.sum()),
+            best_score=self.progress.best_score,
+            best_step=self.progress.best_step,
+        )
+        self._draw(curves, shown)
+        if better:
+            self._save(self.folder.best)
+        self._save(self.folder.last)
+        bar.set_postfix(self._figures(validation=f"{score:.4g}"))
+
+    def _on_validation(self) -> Curves:
+        config = self.config
+        seeds = streams.seeds(config.seed, "validation", 0, config.optimizee.validation_problems)
+        steps, chunk = config.unroll.steps, config.evaluation.chunk
+        return run(self.optimizer, config.optimizee, seeds, steps, self.runtime, chunk)
+
+    def _baselines(self) -> dict[str, HandDesigned]:
+        config = self.config
+        tuned = tuned_baselines(
+            config.evaluation, config.optimizee, config.seed, config.unroll.steps, config.score, self.runtime
+        )
+        log.info("Baselines, tuned on validation problems: %s", ", ".join(f"{n} lr {b.lr:.3g}" for n, b in tuned.items()))
+        return tuned
+
+    def _shown(self, baselines: Mapping[str, HandDesigned]) -> dict[str, Any]:
+        """The baselines' entries in the picture of the learning, on the validation problems."""
+        config = self.config
+        seeds = streams.seeds(config.seed, "validation", 0, config.optimizee.validation_problems)
+        steps, chunk = config.unroll.steps, config.evaluation.chunk
+        curves = {n: run(b, config.optimizee, seeds, steps, self.runtime, chunk) for n, b in baselines.items()}
+        if not curves:
+            return {}
+        summary = Comparison(config.optimizee.name, curves, {n: b.lr for n, b in baselines.items()}).summary()
+        return dict(summary["optimizers"])
+
+    def _draw(self, curves: Curves, shown: dict[str, Any]) -> None:
+        summary = Comparison(self.config.optimizee.name, {self.name: curves}, {self.name: None}).summary()
+        summary["optimizers"] |= shown
+        records = self.folder.records()
+        plotting.learning(
+            [self.folder.path / "learning.png", self.folder.frames / f"{self.progress.step:08d}.png"],
+            self.progress.step,
+            self.config.meta.steps,
+            summary,
+            [(r["step"], r["meta_loss"]) for r in records if r["event"] == "meta_step"],
+            [(r["step"], r[self.config.score]["mean"]) for r in records if r["event"] == "validation"],
+            self.config.score,
+        )
+
+    def _animate(self) -> None:
+        plotting.animation(self.folder.path / "learning.gif", sorted(self.folder.frames.glob("*.png")))
+
+    def _compare(self, baselines: Mapping[str, HandDesigned]) -> None:
+        config = self.config
+        steps = config.evaluation.steps or config.unroll.steps
+        problems = config.evaluation.problems or config.optimizee.test_problems
+        learned = {self.name: self.optimizer}
+        chunk = config.evaluation.chunk
+        comparison = compare(learned, baselines, config.optimizee, config.seed, problems, steps, self.runtime, chunk)
+        log.info(write_comparison(self.folder, comparison))
+        log.info("%s\n%s\n%s", self.folder.path / "learning.png", self.folder.path / "learning.gif", self.folder.best)
+
+    def _stalled(self) -> int:
+        return (self.progress.validated - self.progress.best_step) // self.config.meta.validate_every
+
+    def _how_to_resume(self) -> str:
+        return (
+            f"Stopped at meta-step {self.progress.step} of {self.config.meta.steps}; everything is saved. To go on:\n"
+            f"  python -m l2l_runner.train resume={self.folder.path}"
+        )
+
+    def _figures(self, **figures: str) -> dict[str, str]:
+        best = {"best": f"{self.progress.best_score:.4g} at {self.progress.best_step}"}
+        skipped = {"skipped": str(self.progress.skipped)} if self.progress.skipped else {}
+        self._latest = {**getattr(self, "_latest", {}), **figures}
+        return {**self._latest, **best, **skipped}
+
+    def _bar(self) -> tqdm[Any]:
+        return tqdm(
+            initial=self.progress.step, total=self.config.meta.steps, desc="meta-training", unit="meta-step", disable=None
+        )
