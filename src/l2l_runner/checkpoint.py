@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,19 +71,24 @@ def load(path: Path) -> dict[str, Any]:
             f"There is no checkpoint {path}: give the path of a best.pt, or of the run folder that holds it."
         )
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load doesn't look at the checksums
+                raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds something else than tensors and plain values, and was not read, because reading it could "
             "run code: give a checkpoint that l2l_runner wrote."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # there is no end to what parsers raise about damaged files
         raise CheckpointError(
             f"{path} is damaged or no checkpoint at all (expected a file that l2l_runner wrote, whole): "
             "take another copy of it, or best.pt or last.pt of the same run."
         ) from error
-    if not isinstance(content, dict) or not _KEYS <= content.keys():
-        raise CheckpointError(f"{path} is no checkpoint of l2l_runner: expected the entries {', '.join(sorted(_KEYS))}.")
+    if not isinstance(content, dict) or not content.keys() >= _KEYS:
+        raise CheckpointError(
+            f"{path} is no checkpoint of l2l_runner: expected the entries {', '.join(sorted(_KEYS))}."
+        )
     if content["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {content['format']}; expected {FORMAT}: read it with the version of "
@@ -95,7 +101,8 @@ def build_optimizer(config: Mapping[str, Any], seed: int) -> LearnedOptimizer:
     """A new learned optimizer for a composed configuration, initialised from (seed, "optimizer")."""
     settings = parse_optimizer(config["optimizer"])
     if isinstance(settings, HandDesigned):
-        raise ConfigError(f"optimizer={config['optimizer']['name']} has nothing to be meta-learned: use optimizer=lstm.")
+        name = config["optimizer"]["name"]
+        raise ConfigError(f"optimizer={name} has nothing to be meta-learned: use optimizer=lstm.")
     coordinates = parse_optimizee(config["optimizee"]).layout().size
     built: LearnedOptimizer = settings.build(coordinates, streams.generator(seed, "optimizer"))
     return built
@@ -110,7 +117,9 @@ def restore_optimizer(content: Mapping[str, Any], path: Path) -> LearnedOptimize
     try:
         optimizer = build_optimizer(content["config"], 0)
     except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"The configuration inside {path} is none that this version can build: {error}") from error
+        raise CheckpointError(
+            f"The configuration inside {path} is none that this version can build: {error}"
+        ) from error
     load_parameters(optimizer, content["optimizer"], path)
     return optimizer
 

@@ -9,6 +9,7 @@ import ast
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -107,7 +109,7 @@ def _run_job(config: DictConfig, job: Job) -> float:
     except KeyboardInterrupt:
         log.info("Interrupted; what was saved before is kept.")
         if folder.last.exists():
-            log.info("To go on:\n  python -m l2l_runner.train resume=%s", folder.path)
+            log.info("To go on:\n  python -m l2l_runner.train %s", folder.how_to_resume)
         raise SystemExit(130) from None
     except (UserError, OmegaConfBaseException) as error:
         sentence = str(error) if isinstance(error, UserError) else explain(error)
@@ -120,14 +122,36 @@ def _run_job(config: DictConfig, job: Job) -> float:
             raise
         log.exception("This job failed by a bug.")
         folder.write_json("result.json", {"status": "failed", "score": None, "error": repr(error).splitlines()[0]})
+    finally:
+        shutil.rmtree(folder.resuming, ignore_errors=True)
     return float("inf")
+
+
+class FolderGuard(Callback):
+    """Hydra's callback that refuses a folder that is another's, before Hydra writes anything into it.
+
+    It exits, because Hydra turns what a callback raises into a warning.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from l2l_runner.folder import RunFolder
+
+        folder = RunFolder(Path(str(config.hydra.run.dir)).absolute())
+        if config.get("resume") is None and folder.claimed:
+            _fail(folder.taken)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(str(config.hydra.sweep.dir)).absolute()
+        if (folder / "multirun.yaml").exists():
+            _fail(f"{folder} already belongs to a sweep: give the new one its own folder with hydra.sweep.dir=FOLDER.")
 
 
 def explain(error: Exception) -> str:
     """Hydra's and OmegaConf's commonest complaints in one sentence, the others in their own words."""
     chain = [error, *([error.__cause__] if isinstance(error.__cause__, Exception) else [])]
     text = " ".join(" ".join(str(e).split()) for e in chain)
-    found = re.search(r"Could not find '(\w+)/([^']*)'.*?Available options in '\w+': (.*?)(?: Config search path| Set the|$)", text)
+    options_end = r"(?: Config search path| Set the|$)"
+    found = re.search(r"Could not find '(\w+)/([^']*)'.*?Available options in '\w+': (.*?)" + options_end, text)
     if found:
         group, option, options = found[1], found[2], found[3].split()
         return f"Unknown choice {group}={option}: expected one of {', '.join(options)}.{did_you_mean(option, options)}"
@@ -144,9 +168,9 @@ def explain(error: Exception) -> str:
 
 
 def overrides_of(arguments: Sequence[str]) -> dict[str, str]:
-    """The plain key=value arguments of a command line."""
+    """The key=value arguments of a command line, without Hydra's + and ++."""
     pairs = (argument.split("=", 1) for argument in arguments if not argument.startswith("-") and "=" in argument)
-    return {key.strip(): value for key, value in pairs}
+    return {key.strip().lstrip("+"): value for key, value in pairs}
 
 
 def quoted(value: str) -> str:
@@ -169,9 +193,11 @@ def resumed(arguments: list[str]) -> list[str]:
         StorageError: PATH is no run.
     """
     given = overrides_of(arguments)
-    path = unquoted(given.get("resume", ""))
-    if path in ("", "null"):
+    path = unquoted(given.get("resume", "null"))
+    if path == "null":
         return arguments
+    if not path:
+        raise ConfigError("resume is empty: give the folder of the run to go on with, as resume=FOLDER.")
     if {"-m", "--multirun"} & set(arguments) or "hydra.run.dir" in given:
         raise ConfigError("resume=PATH goes on with one run in its own folder: use it without -m and hydra.run.dir.")
     folder = Path(path).absolute()
@@ -183,6 +209,7 @@ def resumed(arguments: list[str]) -> list[str]:
             f"{path} is no run: expected the folder that a run of l2l_runner.train made (with .hydra, metrics.jsonl "
             "and checkpoints), or a checkpoint in it."
         )
-    before = [str(item) for item in OmegaConf.to_object(OmegaConf.load(saved)) if not str(item).startswith("resume=")]  # type: ignore[union-attr]
-    rest = [argument for argument in arguments if not argument.startswith("resume=")]
-    return [*before, *rest, f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder))}"]
+    before = [str(item) for item in OmegaConf.load(saved) if not str(item).startswith("resume=")]
+    rest = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
+    here = [f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder))}"]
+    return [*before, *rest, *here, "hydra.output_subdir=.resuming"]  # the settings are kept once they are accepted

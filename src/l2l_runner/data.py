@@ -43,7 +43,7 @@ def _mnist(split: str, root: Path, download: bool) -> tuple[Tensor, Tensor, floa
     try:
         dataset = MNIST(str(root), train=split == "train", download=download)
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
         raise DataError(
             f"MNIST is not in {root} and could not be had ({reason}): put its four files "
             "(train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, "

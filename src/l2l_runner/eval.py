@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from l2l_runner.cli import launch, overrides_of, quoted, unquoted
+from l2l_runner.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     """Compare as a composed configuration describes, in the folder `path`; the result, with its score."""
-    from l2l_runner import checkpoint, schema, trainer
+    from l2l_runner import checkpoint, schema
+    from l2l_runner.comparison import compare, tuned_baselines, write_comparison
     from l2l_runner.evaluation import mean_ci
     from l2l_runner.folder import RunFolder
     from l2l_runner.runtime import machine_settings, runtime_of
 
-    source = Path(str(composed["checkpoint"])).expanduser()
+    source = _source(str(composed["checkpoint"]))
     content = checkpoint.load(source)
     trained = content["config"]
     evaluation_keys = ("baselines", "steps", "problems", "tune", "chunk")
@@ -37,11 +39,11 @@ def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     name = str(trained["optimizer"]["name"])
     log.info("%s, trained on %s for %d meta-steps", source, trained["optimizee"]["name"], content["progress"]["step"])
     with machine_settings(config.device.threads):
-        baselines = trainer.tuned_baselines(config.evaluation, config.optimizee, seed, steps, config.score, runtime)
-        comparison = trainer.compare(
+        baselines = tuned_baselines(config.evaluation, config.optimizee, seed, steps, config.score, runtime)
+        comparison = compare(
             {name: optimizer}, baselines, config.optimizee, seed, problems, steps, runtime, config.evaluation.chunk
         )
-    log.info(trainer.write_comparison(RunFolder(path), comparison))
+    log.info(write_comparison(RunFolder(path), comparison))
     curves = comparison.curves[name]
     return {
         "status": "completed",
@@ -58,8 +60,14 @@ def with_trained_optimizee(arguments: list[str]) -> list[str]:
     given = overrides_of(arguments)
     if "optimizee" in given or "checkpoint" not in given or not any(key.startswith("optimizee.") for key in given):
         return arguments
-    trained = checkpoint.load(Path(unquoted(given["checkpoint"])).expanduser())["config"]["optimizee"]
+    trained = checkpoint.load(_source(unquoted(given["checkpoint"])))["config"]["optimizee"]
     return [f"+optimizee={_override(trained)}", *arguments]
+
+
+def _source(given: str) -> Path:
+    if not given:
+        raise ConfigError("checkpoint is empty: give a best.pt, or the folder of its run, as checkpoint=PATH.")
+    return Path(given).expanduser()
 
 
 def _override(value: Any) -> str:

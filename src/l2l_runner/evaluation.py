@@ -59,7 +59,7 @@ def run(
     steps: int,
     runtime: Runtime,
     chunk: int,
-    on_step: Callable[[], None] | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> Curves:
     """Run an optimizer on the problems of `seeds`, all at once or as many as make up `chunk` coordinates.
 
@@ -67,12 +67,13 @@ def run(
     """
     losses: list[Tensor] = []
     metrics: dict[str, list[Tensor]] = {}
-    for part in seeds.split(max(1, chunk // optimizee.layout().size)):
+    for part in torch.split(seeds, max(1, chunk // optimizee.layout().size)):
         problem = optimizee.sample(part, runtime)
         point = start(problem, optimizer)
         curve = torch.empty(steps + 1, len(part), dtype=torch.float64, device=runtime.device)
         curve[0] = point.loss
-        for _, point in unroll(problem, optimizer, point, steps):
+        for _, reached in unroll(problem, optimizer, point, steps):
+            point = reached
             curve[point.step] = point.loss
             if on_step is not None:
                 on_step()

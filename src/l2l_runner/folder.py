@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from l2l_runner.checkpoint import write_atomically
 from l2l_runner.errors import StorageError
+
+RESUMING = ".resuming"  # where Hydra writes a resumption's settings until they are accepted
 
 
 def jsonable(value: Any) -> Any:
@@ -32,6 +35,7 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.metrics = path / "metrics.jsonl"
         self.frames = path / "frames"
+        self.resuming = path / RESUMING
         self._run = path / ".run"
 
     def claim(self) -> None:
@@ -45,10 +49,7 @@ class RunFolder:
             with open(self._run, "x"):
                 pass
         except FileExistsError as error:
-            raise StorageError(
-                f"{self.path} already belongs to a run: go on with it by resume={self.path}, or give the new run a "
-                "folder of its own with hydra.run.dir=FOLDER."
-            ) from error
+            raise StorageError(self.taken) from error
         except OSError as error:
             raise StorageError(
                 f"{self.path} could not be written ({error.strerror}): choose another with hydra.run.dir=FOLDER."
@@ -57,6 +58,24 @@ class RunFolder:
     @property
     def claimed(self) -> bool:
         return self._run.exists()
+
+    @property
+    def taken(self) -> str:
+        """What to tell a second run that wants this folder."""
+        return (
+            f"{self.path} already belongs to a run: go on with it by {self.how_to_resume}, or give the new run a "
+            "folder of its own with hydra.run.dir=FOLDER."
+        )
+
+    @property
+    def how_to_resume(self) -> str:
+        """The argument that goes on with this run, as a shell wants it."""
+        return shlex.quote(f"resume={self.path}")
+
+    def accept(self) -> None:
+        """Make a resumption's settings the run's own, now that they are known to fit."""
+        for file in self.resuming.glob("*.yaml"):
+            os.replace(file, self.path / ".hydra" / file.name)
 
     def log(self, record: dict[str, Any]) -> int:
         """Append one line to metrics.jsonl; the file's size in bytes after it.
@@ -72,7 +91,7 @@ class RunFolder:
         except OSError as error:
             raise StorageError(
                 f"{self.metrics} could not be written ({error.strerror}): make room or permit writing there, then go "
-                f"on with resume={self.path}; the checkpoints are as they were last saved."
+                f"on with {self.how_to_resume}; the checkpoints are as they were last saved."
             ) from error
 
     def truncate(self, size: int) -> None:

@@ -23,7 +23,14 @@ COLOURS = {
     "rms": "#CC79A7",
     "adam": "#0072B2",
 }
-STYLES = {"lstm": "-", "sgd": (0, (1, 1)), "momentum": (0, (5, 2)), "nag": (0, (5, 2)), "rms": (0, (3, 1, 1, 1)), "adam": "--"}
+STYLES: dict[str, Any] = {
+    "lstm": "-",
+    "sgd": (0, (1, 1)),
+    "momentum": (0, (5, 2)),
+    "nag": (0, (5, 2)),
+    "rms": (0, (3, 1, 1, 1)),
+    "adam": "--",
+}
 LABELS = {"lstm": "LSTM", "sgd": "SGD", "momentum": "Momentum", "nag": "NAG", "rms": "RMSprop", "adam": "Adam"}
 
 
@@ -47,14 +54,14 @@ def _png(figure: Figure, dpi: int) -> bytes:
 def _curves(axes: Axes, optimizers: Mapping[str, Any]) -> None:
     """Mean losses with their confidence bands on a log axis, cut where a diverging one leaves the picture."""
     starts = []
-    for name, entry in reversed(optimizers.items()):  # the first is drawn last, on top
+    for name, entry in reversed(list(optimizers.items())):  # the first is drawn last, on top
         curve = np.array([np.nan if x is None else x for x in entry["curve"]], dtype=float)
         band = np.array([np.nan if x is None else x for x in entry["ci95"]], dtype=float)
         finite = np.isfinite(curve) & (curve > 0)
         starts.append(curve[0])
         label = LABELS.get(name, name) + (f" (lr {entry['lr']:.2g})" if entry["lr"] is not None else "")
         label += f", {entry['diverged']} diverged" if entry["diverged"] else ""
-        style = {"color": COLOURS.get(name, "#000000"), "linestyle": STYLES.get(name, "-")}
+        style: dict[str, Any] = {"color": COLOURS.get(name, "#000000"), "linestyle": STYLES.get(name, "-")}
         steps = np.arange(len(curve))
         axes.plot(steps[finite], curve[finite], label=label, linewidth=2 if entry["lr"] is None else 1.4, **style)
         low, high = np.maximum(curve - band, curve * 1e-2), curve + band
@@ -99,17 +106,24 @@ def learning(
     axes.plot(x, y, color="#bbbbbb", linewidth=0.7, label="meta-loss (fresh problems)")
     if len(y) >= 20:
         width = max(5, len(y) // 25)
-        smooth = np.array([np.nanmedian(y[max(0, i - width) : i + 1]) if np.isfinite(y[max(0, i - width) : i + 1]).any() else np.nan for i in range(len(y))])
-        axes.plot(x, smooth, color="#555555", linewidth=1.5, label=f"its running median over {width + 1}")
+        axes.plot(x, _running_median(y, width), color="#555555", linewidth=1.5, label=f"its median of the last {width}")
     points = [(k, v) for k, v in scores if v is not None]
     name = "sum of losses" if score == "sum" else "final loss"
-    axes.plot(*zip(*points, strict=True) if points else ([], []), "o-", color=COLOURS["lstm"], markersize=3, label=f"validation: {name}")
+    xy = np.array(points, dtype=float).reshape(-1, 2)
+    axes.plot(xy[:, 0], xy[:, 1], "o-", color=COLOURS["lstm"], markersize=3, label=f"validation: {name}")
     axes.set_yscale("log")
     axes.set_xlim(0, max(total, 1))
     axes.legend(fontsize=8, frameon=False)
     picture = _png(figure, 90)
     for path in paths:
         write_atomically(path, picture)
+
+
+def _running_median(values: np.ndarray, width: int) -> np.ndarray:
+    """Medians of the finite ones of the last `width` values; NaN where there is none."""
+    windows = (values[max(0, i + 1 - width) : i + 1] for i in range(len(values)))
+    finite = (window[np.isfinite(window)] for window in windows)
+    return np.array([np.median(window) if len(window) else np.nan for window in finite])
 
 
 def animation(path: Path, frames: Sequence[Path]) -> None:
@@ -133,7 +147,7 @@ def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -
     """sweep.png: final loss against the swept values; a line for each value of a second one, if any."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     names = sorted(swept, key=lambda key: not _numeric([job["values"][key] for job in jobs]))
-    axes = _axes(figure, 111, names[0], "final loss", "final loss on the validation problems, 95 % confidence intervals")
+    axes = _axes(figure, 111, names[0], "final loss", "validation problems, 95 % confidence intervals")
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for job in jobs:
         lines.setdefault(", ".join(f"{key}={job['values'][key]}" for key in names[1:]), []).append(job)
@@ -149,8 +163,14 @@ def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -
             if job["final"] is None or job["final"]["mean"] is None:
                 axes.axvline(x, color=palette[i % 6], linewidth=1, linestyle=":", alpha=0.7)
                 axes.annotate(
-                    "failed" if job["status"] == "failed" else "diverged", (x, 0.98), xycoords=("data", "axes fraction"),
-                    rotation=90, va="top", ha="right", fontsize=8, color=palette[i % 6],
+                    "failed" if job["status"] == "failed" else "diverged",
+                    (x, 0.98),
+                    xycoords=("data", "axes fraction"),
+                    rotation=90,
+                    va="top",
+                    ha="right",
+                    fontsize=8,
+                    color=palette[i % 6],
                 )
             else:
                 points.append((x, job["final"]["mean"], job["final"]["ci95"] or 0.0))

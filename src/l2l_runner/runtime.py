@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +13,8 @@ from pathlib import Path
 import torch
 
 from l2l_runner.errors import ConfigError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ def machine_settings(threads: int | None) -> Iterator[None]:
     Gradients that vanish (the weights of dead pixels, say) become denormal numbers in the optimizer's state,
     on which a CPU computes several times more slowly; nothing that is learned depends on them.
     """
+    _keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_flush_denormal(True)
     if threads is not None:
@@ -62,3 +68,15 @@ def machine_settings(threads: int | None) -> Iterator[None]:
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(before)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc's allocator to reuse freed memory, where it is the allocator.
+
+    By default it returns tensors of over 128 kB to the system at once, and each new one costs page faults: a third of
+    the time of a meta-step on the MNIST MLP.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

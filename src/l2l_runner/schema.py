@@ -38,6 +38,7 @@ class Meta:
         weights: weights of the losses along a trajectory: constant, linear or final.
         second_order: keep the derivatives of the optimizee's gradients.
         engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
+        coordinates: replay a random sample of so many coordinates a window (unbiased); null for all.
         max_skipped: stop after so many non-finite meta-gradients in a row.
         patience: stop after so many validations without a better score; null for never.
     """
@@ -52,10 +53,11 @@ class Meta:
     weights: str = choice("constant", "linear", "final")
     second_order: bool
     engine: str = choice("auto", "replay", "graph")
+    coordinates: int | None = at_least(1)
     max_skipped: int = at_least(1)
     patience: int | None = at_least(1)
 
-    def estimator(self, unroll: Unroll) -> TBPTT:
+    def estimator(self, unroll: Unroll, optimizer: LSTMConfig) -> TBPTT:
         """The estimator that these settings name.
 
         Raises:
@@ -71,6 +73,13 @@ class Meta:
                 f"meta.weights=final leaves every window but the last without a gradient (unroll.length="
                 f"{unroll.length} of unroll.steps={unroll.steps}): use unroll=full, or meta.weights=linear."
             )
+        replays = not self.second_order and self.engine != "graph"
+        if self.coordinates is not None and not (replays and optimizer.coordinatewise):
+            raise ConfigError(
+                f"meta.coordinates={self.coordinates} samples the coordinates of a replay, which needs "
+                "meta.second_order=false, meta.engine=auto or replay, and optimizer.coordinatewise=true: change these, "
+                "or use meta.coordinates=null."
+            )
         engine = ("graph" if self.second_order else "replay") if self.engine == "auto" else self.engine
         return TBPTT(
             length=unroll.length,
@@ -78,6 +87,7 @@ class Meta:
             weights=self.weights,
             second_order=self.second_order,
             engine=engine,
+            coordinates=self.coordinates,
         )
 
 
@@ -140,8 +150,22 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """All of `train`. `meta_batch`: problems a meta-step; `score`: what every selection minimises (`final` loss or
-    `sum` of losses); `evaluate`: tune baselines and compare with them; `resume`: the run to go on with."""
+    """All of `train`.
+
+    Attributes:
+        seed: of everything that is random.
+        optimizee: the distribution over problems.
+        optimizer: a hand-designed optimizer to be run, or the settings of a learned one to be meta-trained.
+        unroll: lengths of windows and trajectories.
+        meta: how to meta-train.
+        meta_batch: problems of a meta-step, computed together.
+        score: what every selection minimises on the validation problems: the `final` loss or the `sum` of losses.
+        evaluate: tune the baselines first, and compare with them at the end.
+        evaluation: how to compare.
+        device: where to compute.
+        data: where the data sets are.
+        resume: the folder of the run to go on with; null starts a new one.
+    """
 
     seed: int = at_least(0)
     optimizee: Optimizee
@@ -198,12 +222,12 @@ def _parse_evaluation(node: Any, path: str) -> Any:
     for name, baseline in node["baselines"].items():
         baselines[name] = parse_optimizer(baseline, f"{path}baselines.{name}")
         if not isinstance(baselines[name], HandDesigned):
-            raise ConfigError(f"{path}baselines.{name} is a learned optimizer; expected one of {', '.join(HAND_DESIGNED)}.")
-    tune = node.get("tune")
-    if isinstance(tune, Mapping) and isinstance(tune.get("low"), float) and isinstance(tune.get("high"), float):
-        if tune["low"] >= tune["high"]:
-            raise ConfigError(f"{path}tune.low is {tune['low']:g}; expected less than {path}tune.high, {tune['high']:g}.")
-    return {**node, "baselines": baselines}
+            expected = ", ".join(HAND_DESIGNED)
+            raise ConfigError(f"{path}baselines.{name} is a learned optimizer; expected one of {expected}.")
+    tune = parse(Tuning, node.get("tune"), f"{path}tune")
+    if tune.low >= tune.high:
+        raise ConfigError(f"{path}tune.low is {tune.low:g}; expected less than {path}tune.high, {tune.high:g}.")
+    return {**node, "baselines": baselines, "tune": tune}
 
 
 def parse_train(node: Mapping[str, Any]) -> TrainConfig:
@@ -217,7 +241,8 @@ def parse_train(node: Mapping[str, Any]) -> TrainConfig:
     parts["optimizer"] = parse_optimizer(node.get("optimizer"))
     parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "evaluation.")
     config = parse(TrainConfig, parts)
-    config.meta.estimator(config.unroll)
+    if isinstance(config.optimizer, LSTMConfig):
+        config.meta.estimator(config.unroll, config.optimizer)
     return config
 
 

@@ -15,8 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
-    """The jobs of a sweep's folder in order: `job`, `values` (of all overrides), `status`, `score`, `final`, `sum`,
-    `error`; a job without a result counts as failed."""
+    """The jobs of a sweep's folder, in order; a job without a result counts as failed.
+
+    Each has `job`, `values` (of all overrides), `status`, `score`, `final`, `sum` and `error`.
+    """
     jobs = []
     for overrides in sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda path: _number(path.parents[1].name)):
         job = overrides.parents[1]
@@ -24,7 +26,8 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
         record: dict[str, Any] = {"status": "failed", "score": None, "error": "it left no result"}
         if result.exists():
             record = json.loads(result.read_text())
-        values = dict(str(item).split("=", 1) for item in OmegaConf.to_object(OmegaConf.load(overrides)))  # type: ignore[union-attr]
+        pairs = [str(item).partition("=") for item in OmegaConf.load(overrides)]
+        values = {key: value for key, _, value in pairs}
         jobs.append({"final": None, "sum": None, "error": None, **record, "job": job.name, "values": values})
     return jobs
 
@@ -58,7 +61,8 @@ class SweepSummary(Callback):
         write_atomically(folder / "sweep.json", json.dumps(jsonable(jobs), indent=1).encode() + b"\n")
         with open(folder / "sweep.csv", "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["job", *swept, "final_mean", "final_ci95", "sum_mean", "sum_ci95", "score", "status", "error"])
+            figures = ["final_mean", "final_ci95", "sum_mean", "sum_ci95", "score"]
+            writer.writerow(["job", *swept, *figures, "status", "error"])
             for job in jobs:
                 parts = [(job[key] or {}).get(part) for key in ("final", "sum") for part in ("mean", "ci95")]
                 values = [job["values"][key] for key in swept]
@@ -69,7 +73,7 @@ class SweepSummary(Callback):
         scored = [job for job in jobs if job["score"] is not None]
         if scored:
             best = min(scored, key=lambda job: float(job["score"]))
-            print("best: " + ", ".join(f"{key}={value}" for key, value in best["values"].items()) + f" (job {best['job']})")
+            print("best:", ", ".join(f"{key}={value}" for key, value in best["values"].items()), f"(job {best['job']})")
         print("\n".join(str(folder / name) for name in ("sweep.csv", "sweep.json", "sweep.png")))
         failed = [job for job in jobs if job["status"] == "failed"]
         for job in failed:

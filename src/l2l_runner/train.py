@@ -23,8 +23,11 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     with machine_settings(config.device.threads):
         if isinstance(config.optimizer, HandDesigned):
             name = str(composed["optimizer"]["name"])
+            folder.accept()
             return asdict(trainer.run_hand_designed(config, config.optimizer, name, folder, runtime))
-        return asdict(trainer.MetaTraining(config, composed, folder, runtime).train())
+        training = trainer.MetaTraining(config, composed, folder, runtime)
+        folder.accept()
+        return asdict(training.train())
 
 
 def main() -> None:

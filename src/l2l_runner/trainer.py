@@ -16,19 +16,22 @@ import torch
 from tqdm import tqdm
 
 from l2l_runner import checkpoint, plotting, streams
-from l2l_runner.evaluation import Comparison, Curves, mean_ci, run, summary_csv, summary_table, tune
+from l2l_runner.comparison import compare, tuned_baselines, write_comparison
+from l2l_runner.errors import CheckpointError
+from l2l_runner.evaluation import Comparison, Curves, mean_ci, run
 from l2l_runner.folder import RunFolder
-from l2l_runner.optimizees import Optimizee
-from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
+from l2l_runner.optimizers import HandDesigned
 from l2l_runner.runtime import Runtime
-from l2l_runner.schema import Evaluation, Meta, TrainConfig
+from l2l_runner.schema import Meta, TrainConfig
 
 log = logging.getLogger(__name__)
 
 # What may differ between a run and its resumption: how long and how often, where and with what help, but not what
 # is computed.
-FREE_KEYS = ("resume", "evaluate", "data", "evaluation", "device.name", "device.threads", "meta.steps", "meta.patience")
-FREE_KEYS += ("meta.max_skipped",)
+FREE_KEYS = (
+    *("resume", "evaluate", "evaluation", "data", "device.name", "device.threads"),
+    *("meta.steps", "meta.patience", "meta.max_skipped"),
+)
 
 
 class Stopped(Exception):
@@ -117,70 +120,9 @@ def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "
     return None
 
 
-def tuned_baselines(
-    evaluation: Evaluation, optimizee: Optimizee, seed: int, steps: int, score: str, runtime: Runtime
-) -> dict[str, HandDesigned]:
-    """The baselines at their best learning rates on the validation problems.
-
-    One that diverges at every rate keeps its lowest score's rate and will be shown as diverged.
-    """
-    problems = evaluation.tune.problems or optimizee.validation_problems
-    seeds = streams.seeds(seed, "validation", 0, problems)
-    tuned: dict[str, HandDesigned] = {}
-    with tqdm(desc="tuning baselines", unit="run", leave=False, disable=None) as bar:
-        for name, baseline in evaluation.baselines.items():
-
-            def score_of(candidate: HandDesigned, name: str = name) -> float:
-                bar.set_postfix_str(f"{name} lr={candidate.lr:.3g}")
-                bar.update()
-                return run(candidate, optimizee, seeds, steps, runtime, evaluation.chunk).score(score)
-
-            tuned[name], tried = tune(baseline, score_of, evaluation.tune)
-            if tried and not math.isfinite(dict(tried)[tuned[name].lr]):
-                log.warning("%s diverges at every learning rate that was tried.", name)
-            if tried and tuned[name].lr in (tried[0][0], tried[-1][0]):
-                log.warning(
-                    "The best learning rate of %s, %.3g, lies at the end of the range that was tried: widen "
-                    "evaluation.tune.low or evaluation.tune.high.",
-                    name,
-                    tuned[name].lr,
-                )
-    return tuned
-
-
-def compare(
-    learned: Mapping[str, LearnedOptimizer],
-    baselines: Mapping[str, HandDesigned],
-    optimizee: Optimizee,
-    seed: int,
-    problems: int,
-    steps: int,
-    runtime: Runtime,
-    chunk: int,
-) -> Comparison:
-    """All of them on the same problems of the held-out test stream."""
-    seeds = streams.seeds(seed, "test", 0, problems)
-    curves: dict[str, Curves] = {}
-    per_run = steps * math.ceil(problems / max(1, chunk // optimizee.layout().size))
-    with tqdm(total=per_run * (len(learned) + len(baselines)), desc="comparing", unit="step", leave=False, disable=None) as bar:
-        for name, optimizer in {**learned, **baselines}.items():
-            bar.set_postfix_str(name)
-            curves[name] = run(optimizer, optimizee, seeds, steps, runtime, chunk, bar.update)
-    rates: dict[str, float | None] = dict.fromkeys(learned)
-    return Comparison(optimizee.name, curves, rates | {name: baseline.lr for name, baseline in baselines.items()})
-
-
-def write_comparison(folder: RunFolder, comparison: Comparison) -> str:
-    """comparison.json, .csv and .png; the table and the paths, to be printed."""
-    summary = comparison.summary()
-    paths = [folder.write_json("comparison.json", summary)]
-    paths += [folder.path / "comparison.csv", folder.path / "comparison.png"]
-    checkpoint.write_atomically(paths[1], summary_csv(summary).encode())
-    plotting.comparison(paths[2], summary)
-    return summary_table(summary) + "\n" + "\n".join(str(path) for path in paths)
-
-
-def run_hand_designed(config: TrainConfig, optimizer: HandDesigned, name: str, folder: RunFolder, runtime: Runtime) -> Outcome:
+def run_hand_designed(
+    config: TrainConfig, optimizer: HandDesigned, name: str, folder: RunFolder, runtime: Runtime
+) -> Outcome:
     """Nothing is meta-learned: run a hand-designed optimizer on the validation problems."""
     optimizee, steps = config.optimizee, config.unroll.steps
     seeds = streams.seeds(config.seed, "validation", 0, optimizee.validation_problems)
@@ -214,7 +156,8 @@ class MetaTraining:
         self.name = str(composed["optimizer"]["name"])
         self.optimizer = checkpoint.build_optimizer(composed, config.seed).to(runtime.device, runtime.dtype)
         self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr)
-        self.estimator = config.meta.estimator(config.unroll)
+        assert not isinstance(config.optimizer, HandDesigned)
+        self.estimator = config.meta.estimator(config.unroll, config.optimizer)
         self.progress = Progress()
         if folder.last.exists():
             self._restore()
@@ -225,7 +168,7 @@ class MetaTraining:
         content = checkpoint.load(self.folder.last)
         changed = difference(self.composed, content["config"])
         if changed:
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{self.folder.path} cannot be resumed with other settings: {changed}; leave it as it was, or start a "
                 "new run."
             )
@@ -255,7 +198,8 @@ class MetaTraining:
         """
         config, meta = self.config, self.config.meta
         log.info(
-            "Meta-training %s on %s: %d meta-steps of %d problems × %d steps, windows of %d, engine %s, on %s, seed %d; in %s",
+            "Meta-training %s on %s: %d meta-steps of %d problems × %d steps, windows of %d, engine %s, on %s, "
+            "seed %d; in %s",
             self.name,
             config.optimizee.name,
             meta.steps,
@@ -284,15 +228,16 @@ class MetaTraining:
                 if self.progress.skipped_in_row >= meta.max_skipped:
                     status = "diverged"
                     log.warning(
-                        "Stopped at meta-step %d: %d meta-gradients in a row were not finite; the best state, of meta-step "
-                        "%d, is kept. A lower meta.lr or meta.clip may help.",
+                        "Stopped at meta-step %d: %d meta-gradients in a row were not finite; the best state, of "
+                        "meta-step %d, is kept. A lower meta.lr or meta.clip may help.",
                         self.progress.step,
                         self.progress.skipped_in_row,
                         self.progress.best_step,
                     )
                     break
                 if meta.patience is not None and self._stalled() >= meta.patience:
-                    log.info("Stopped at meta-step %d: no better score in %d validations.", self.progress.step, meta.patience)
+                    step = self.progress.step
+                    log.info("Stopped at meta-step %d: no better score in %d validations.", step, meta.patience)
                     break
                 self._meta_step(bar)
             self._save(self.folder.last)
@@ -378,7 +323,8 @@ class MetaTraining:
         tuned = tuned_baselines(
             config.evaluation, config.optimizee, config.seed, config.unroll.steps, config.score, self.runtime
         )
-        log.info("Baselines, tuned on validation problems: %s", ", ".join(f"{n} lr {b.lr:.3g}" for n, b in tuned.items()))
+        rates = ", ".join(f"{name} lr {baseline.lr:.3g}" for name, baseline in tuned.items())
+        log.info("Baselines, tuned on validation problems: %s", rates)
         return tuned
 
     def _shown(self, baselines: Mapping[str, HandDesigned]) -> dict[str, Any]:
@@ -425,7 +371,7 @@ class MetaTraining:
     def _how_to_resume(self) -> str:
         return (
             f"Stopped at meta-step {self.progress.step} of {self.config.meta.steps}; everything is saved. To go on:\n"
-            f"  python -m l2l_runner.train resume={self.folder.path}"
+            f"  python -m l2l_runner.train {self.folder.how_to_resume}"
         )
 
     def _figures(self, **figures: str) -> dict[str, str]:
@@ -435,6 +381,5 @@ class MetaTraining:
         return {**self._latest, **best, **skipped}
 
     def _bar(self) -> tqdm[Any]:
-        return tqdm(
-            initial=self.progress.step, total=self.config.meta.steps, desc="meta-training", unit="meta-step", disable=None
-        )
+        step, total = self.progress.step, self.config.meta.steps
+        return tqdm(initial=step, total=total, desc="meta-training", unit="meta-step", disable=None)

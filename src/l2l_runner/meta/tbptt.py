@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from l2l_runner import streams
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedOptimizer
@@ -43,6 +44,8 @@ class TBPTT(MetaGradient):
         weights: constant, linear or final.
         second_order: keep the derivatives of the gradients with respect to the parameters.
         engine: replay or graph.
+        coordinates: replay a random sample of so many coordinates; None replays all. A coordinatewise optimizer's
+            meta-gradient is a sum over coordinates, so a sample estimates it without bias, at a fraction of the cost.
     """
 
     length: int
@@ -50,6 +53,7 @@ class TBPTT(MetaGradient):
     weights: str = "constant"
     second_order: bool = False
     engine: str = "replay"
+    coordinates: int | None = None
 
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
@@ -63,11 +67,39 @@ class TBPTT(MetaGradient):
     def _replay(
         self, optimizer: LearnedOptimizer, problem: Problem, point: Point, weights: Tensor
     ) -> tuple[Estimate, Point]:
-        updates, points = zip(*unroll(problem, optimizer, point, len(weights), Graph.OPTIMIZER), strict=True)
+        sampled = self.coordinates is not None and self.coordinates < point.params.numel()
+        graph = Graph.NONE if sampled else Graph.OPTIMIZER
+        updates, points = zip(*unroll(problem, optimizer, point, len(weights), graph), strict=True)
         weighted = torch.stack([point.grads for point in points]) * (weights / len(point.params)).view(-1, 1, 1)
         to_come = weighted.flip(0).cumsum(0).flip(0)  # ∂(meta-loss)/∂u_t, [steps, problems, coordinates]
+        if sampled:
+            updates, to_come = self._replay_sample(optimizer, problem, point, points, to_come)
         grads = torch.autograd.grad(updates, list(optimizer.parameters()), list(to_come))
         return _estimate(points, weights, grads), points[-1].detach()
+
+    def _replay_sample(
+        self, optimizer: LearnedOptimizer, problem: Problem, point: Point, points: tuple[Point, ...], to_come: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The updates of a sample of coordinates, with their graph, and what they are to be multiplied with.
+
+        Coordinates are drawn in proportion to their largest ∂(meta-loss)/∂u_t (and a tenth of its mean, so that none
+        is impossible) by systematic sampling, and weighted by the inverse: the sum stays unbiased.
+        """
+        assert self.coordinates is not None
+        size = to_come.abs().amax(0).flatten().double()
+        share = size + 0.1 * size.mean() + torch.finfo(torch.float32).tiny
+        cumulative = share.cumsum(0)
+        offset = streams.uniform(problem.seeds[:1], 1, "coordinates", point.step).squeeze()
+        ticks = (torch.arange(self.coordinates, device=size.device) + offset) * (cumulative[-1] / self.coordinates)
+        columns = torch.searchsorted(cumulative, ticks).clamp(max=len(size) - 1)
+        scale = (cumulative[-1] / (self.coordinates * share[columns])).to(to_come.dtype)
+        state = optimizer.select(point.state, columns)
+        updates: list[Tensor] = []
+        for before in (point, *points[:-1]):
+            grads, params = (tensor.flatten()[columns].unsqueeze(0) for tensor in (before.grads, before.params))
+            update, state = optimizer.update(grads, state, params)
+            updates.append(update)
+        return tuple(updates), to_come.flatten(1)[:, columns].mul(scale).unsqueeze(1)
 
     def _differentiate(
         self, optimizer: LearnedOptimizer, problem: Problem, point: Point, weights: Tensor

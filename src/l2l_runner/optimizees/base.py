@@ -29,13 +29,14 @@ class Layout:
 
     def flatten(self, params: Params) -> Tensor:
         """Named tensors [problems, *shape] as one tensor [problems, coordinates]."""
-        return torch.cat([params[name].flatten(1) for name in self.shapes], dim=1)
+        return torch.cat([params[name].reshape(-1, prod(shape)) for name, shape in self.shapes.items()], dim=1)
 
     def views(self, flat: Tensor) -> Params:
         """A flat tensor [problems, coordinates] as named views [problems, *shape]."""
-        parts = flat.split([prod(shape) for shape in self.shapes.values()], dim=1)
+        parts = torch.split(flat, [prod(shape) for shape in self.shapes.values()], dim=1)
         return {
-            name: part.reshape(len(flat), *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+            name: part.reshape(len(flat), *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
 
@@ -44,8 +45,13 @@ class Problem(ABC):
 
     Every problem follows from its own seed, its minibatches included: the minibatch of a step is a function of
     (problem seed, step), so that every optimizer meets the very same problems, starts and minibatches.
+
+    Attributes:
+        seeds: int64 [problems].
+        layout: of one problem's parameters.
     """
 
+    seeds: Tensor
     layout: Layout
 
     @abstractmethod

@@ -7,6 +7,7 @@ as in the paper; its steps minimise the training loss, and the accuracy is read 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -49,7 +50,7 @@ class Classification(Optimizee):
         widths = [PIXELS[self.name], *self.hidden, CLASSES]
         with torch.device("meta"):
             layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
-            for fan_in, fan_out in zip(widths[1:], widths[2:], strict=False):
+            for fan_in, fan_out in pairwise(widths[1:]):
                 layers += [ACTIVATIONS[self.activation](), nn.Linear(fan_in, fan_out)]
             return nn.Sequential(*layers)
 

@@ -40,7 +40,7 @@ class _Quadratics(Problem):
     def __init__(self, optimizee: Quadratic, seeds: Tensor, runtime: Runtime):
         dim = optimizee.dim
         draw = streams.normal if optimizee.distribution == "gaussian" else streams.uniform
-        self.layout = optimizee.layout()
+        self.seeds, self.layout = seeds, optimizee.layout()
         self.weight = draw(seeds, dim * dim, "weight").to(runtime.dtype).view(-1, dim, dim)
         self.target = draw(seeds, dim, "target").to(runtime.dtype)
         self.start = (streams.normal(seeds, dim, "start") * optimizee.init_scale).to(runtime.dtype)

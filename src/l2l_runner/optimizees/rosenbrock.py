@@ -35,7 +35,7 @@ class Rosenbrock(Optimizee):
 
 class _Rosenbrocks(Problem):
     def __init__(self, optimizee: Rosenbrock, seeds: Tensor, runtime: Runtime):
-        self.layout = optimizee.layout()
+        self.seeds, self.layout = seeds, optimizee.layout()
         self.steepness = (optimizee.steepness ** streams.uniform(seeds, 1, "steepness")).to(runtime.dtype)
         self.start = (streams.normal(seeds, optimizee.dim, "start") * optimizee.init_scale).to(runtime.dtype)
 

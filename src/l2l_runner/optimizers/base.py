@@ -33,3 +33,7 @@ class LearnedOptimizer(nn.Module, Optimizer):
         Raises:
             ConfigError: it doesn't fit.
         """
+
+    @abstractmethod
+    def select(self, state: State, columns: Tensor) -> State:
+        """The state of some coordinates, by their places in [problems × coordinates]; for coordinatewise rules."""

@@ -89,9 +89,9 @@ class LSTM(LearnedOptimizer):
         """
         if not self.config.coordinatewise and coordinates != self.coordinates:
             raise ConfigError(
-                f"This LSTM is not coordinatewise and was built for problems of {self.coordinates} coordinates, but the "
-                f"optimizee has {coordinates}: evaluate it on the optimizee that it was trained on, or train one with "
-                "optimizer.coordinatewise=true."
+                f"This LSTM is not coordinatewise and was built for problems of {self.coordinates} coordinates, but "
+                f"the optimizee has {coordinates}: evaluate it on the optimizee that it was trained on, or train one "
+                "with optimizer.coordinatewise=true."
             )
 
     def init(self, params: Tensor) -> State:
@@ -99,6 +99,9 @@ class LSTM(LearnedOptimizer):
         self.check(coordinates)
         columns = params.numel() if self.config.coordinatewise else problems
         return tuple(params.new_zeros(self.config.hidden, columns) for _ in range(2 * self.config.layers))
+
+    def select(self, state: State, columns: Tensor) -> State:
+        return tuple(tensor[:, columns] for tensor in state)
 
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
         config = self.config

@@ -1,0 +1,45 @@
+# Everything runs in .venv, which is made on first use and brought up to date when its inputs change.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train train-mnist test lint format wheel clean
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(READY) ## Make the virtual environment, with the tested versions of all packages
+
+train: $(READY) ## Meta-train the LSTM on quadratics, compare it with tuned baselines, plot (ARGS="key=value …")
+	$(BIN)/python -m l2l_runner.train optimizee=quadratic device=cpu $(ARGS)
+
+train-mnist: $(READY) ## The same on the MNIST MLP (30 minutes on 2 cores; downloads MNIST once)
+	$(BIN)/python -m l2l_runner.train experiment=paper_mnist $(ARGS)
+
+test: $(READY) ## Lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: $(READY) ## Lint and types alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Bring the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY) ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## Remove the environment and caches (outputs/ stays)
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

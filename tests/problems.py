@@ -1,0 +1,144 @@
+"""What several test files need: small optimizees and optimizers built from conf/, and plain references."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from l2l_runner import streams
+from l2l_runner.optimizees import Optimizee, Problem
+from l2l_runner.optimizers import LSTM, LSTMConfig
+from l2l_runner.runtime import Runtime
+from l2l_runner.schema import parse_optimizee
+
+CONF = Path(__file__).parents[1] / "conf"
+DATA = Path(os.environ.get("L2L_DATA", "data"))
+RUNTIME = Runtime(dtype=torch.float64, data_root=DATA)
+
+needs_mnist = pytest.mark.skipif(
+    "L2L_DATA" not in os.environ or not (DATA / "MNIST" / "raw").is_dir(),
+    reason="MNIST is not here: name the folder that holds MNIST/raw with the environment variable L2L_DATA",
+)
+
+# Whatever of these an optimizee has is set to this, so that tests are quick.
+SMALL = {"dim": 4, "hidden": [5], "minibatch": 6, "batch": 2, "validation_problems": 4, "test_problems": 4}
+
+
+def yaml_group(name: str) -> dict[str, dict[str, Any]]:
+    """All files of a group of conf/, by their stems."""
+    group: dict[str, dict[str, Any]] = {}
+    for path in sorted((CONF / name).glob("*.yaml")):
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        assert isinstance(content, dict)
+        group[path.stem] = {str(key): value for key, value in content.items()}
+    return group
+
+
+OPTIMIZEE_FILES = yaml_group("optimizee")
+OPTIMIZER_FILES = yaml_group("optimizer")
+
+# Every optimizee that has a file, those on MNIST only where MNIST is.
+EVERY_OPTIMIZEE = [
+    pytest.param(stem, marks=needs_mnist if node["name"] == "mnist" else ()) for stem, node in OPTIMIZEE_FILES.items()
+]
+
+
+def optimizee(stem: str, **changes: Any) -> Optimizee:
+    """The optimizee of a YAML file, made small."""
+    node = OPTIMIZEE_FILES[stem]
+    return parse_optimizee({**node, **{key: value for key, value in SMALL.items() if key in node}, **changes})
+
+
+def problems(stem: str, count: int, seed: int = 0, **changes: Any) -> Problem:
+    """Some problems in float64."""
+    return optimizee(stem, **changes).sample(streams.seeds(seed, "train", 0, count), RUNTIME)
+
+
+def scattered(problem: Problem, scale: float = 0.3) -> Tensor:
+    """Flat parameters [problems, coordinates] around the start, where nothing is zero or alike by chance."""
+    start = problem.layout.flatten(problem.init())
+    return start + scale * torch.randn(start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(5))
+
+
+def lstm(coordinates: int = 4, seed: int = 0, **changes: Any) -> LSTM:
+    """A small LSTM optimizer in float64, whose updates are large enough to matter."""
+    node = {**OPTIMIZER_FILES["lstm"], "hidden": 3, "layers": 2, "output_scale": 0.5, **changes}
+    config = LSTMConfig(**{key: value for key, value in node.items() if key != "name"})
+    return config.build(coordinates, torch.Generator().manual_seed(seed)).double()
+
+
+class PlainLSTM:
+    """The LSTM optimizer once more, of nn.LSTMCell and the paper's own words, for one problem at a time.
+
+    Its tensors `phi` are copies of an optimizer's parameters, in their order; its cells' gates are ordered as torch
+    has them (input, forget, candidate, output).
+    """
+
+    def __init__(self, optimizer: LSTM):
+        self.config = optimizer.config
+        self.phi = [parameter.detach().clone().requires_grad_() for parameter in optimizer.parameters()]
+        layers = self.config.layers
+        self.weights, self.biases = self.phi[:layers], self.phi[layers : 2 * layers]
+        self.readout_weight, self.readout_bias = self.phi[2 * layers :]
+        self.state: list[tuple[Tensor, Tensor]] = []
+
+    def detach(self) -> None:
+        self.state = [(h.detach(), c.detach()) for h, c in self.state]
+
+    def features(self, grads: Tensor) -> Tensor:
+        if self.config.preprocessing == "none":
+            return grads[:, None]
+        p = self.config.p
+        small = grads.abs() < torch.exp(torch.tensor(-p))
+        first = torch.where(small, -1.0, torch.where(small, 1.0, grads.abs()).log() / p)
+        second = torch.where(small, torch.exp(torch.tensor(p)) * grads, grads.sign())
+        return torch.stack([first, second], dim=1)
+
+    def update(self, grads: Tensor) -> Tensor:
+        """The update [coordinates] for gradients [coordinates]; the state lives in this object."""
+        hidden = self.config.hidden
+        x = self.features(grads)  # a row a coordinate
+        if not self.config.coordinatewise:
+            x = x.T.reshape(1, -1)  # one row, feature by feature
+        if not self.state:
+            self.state = [(x.new_zeros(len(x), hidden), x.new_zeros(len(x), hidden)) for _ in self.weights]
+        order = torch.arange(4 * hidden).view(4, hidden)[[0, 1, 3, 2]].flatten()
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            inputs = weight.shape[1] - hidden
+            parameters = {
+                "weight_ih": weight[order, :inputs],
+                "weight_hh": weight[order, inputs:],
+                "bias_ih": bias[order],
+                "bias_hh": torch.zeros_like(bias),
+            }
+            cell = nn.LSTMCell(inputs, hidden, dtype=x.dtype)
+            self.state[layer] = functional_call(cell, parameters, (x, self.state[layer]))
+            x = self.state[layer][0]
+        return ((x @ self.readout_weight.T + self.readout_bias) * self.config.output_scale).flatten()
+
+
+class Operations(TorchDispatchMode):
+    """Records each operation that is dispatched, with the number of elements that it yields."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(x, Tensor)]
+        self.record.append((str(func), sum(x.numel() for x in tensors)))
+        return out
+
+    def take(self) -> list[tuple[str, int]]:
+        """What was recorded since the last call."""
+        taken, self.record = self.record, []
+        return taken
