@@ -53,10 +53,13 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
     OmegaConf.register_new_resolver(
         "unique", lambda: f"{time.time_ns() // 1000 % 1_000_000:06d}-{os.getpid()}", use_cache=True, replace=True
     )
+    # Threads that spin while they wait bring a shared machine to a crawl; read when PyTorch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.raiseExceptions = False  # a full disk is reported where it matters, not by the log file's handler
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     argv = sys.argv
     try:
+        check_choices(argv[1:])
         sys.argv = [argv[0], *prepare(argv[1:])]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
         hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(
@@ -153,8 +156,7 @@ def explain(error: Exception) -> str:
     options_end = r"(?: Config search path| Set the|$)"
     found = re.search(r"Could not find '(\w+)/([^']*)'.*?Available options in '\w+': (.*?)" + options_end, text)
     if found:
-        group, option, options = found[1], found[2], found[3].split()
-        return f"Unknown choice {group}={option}: expected one of {', '.join(options)}.{did_you_mean(option, options)}"
+        return unknown_choice(found[1], found[2], found[3].split())
     found = re.search(r"Could not override '([^']+)'.*?(?:Key '([^']+)' is not in struct)", text)
     if found:
         return f"Unknown key {found[1]}: the configuration has no such key; --help shows those that it has."
@@ -171,6 +173,33 @@ def overrides_of(arguments: Sequence[str]) -> dict[str, str]:
     """The key=value arguments of a command line, without Hydra's + and ++."""
     pairs = (argument.split("=", 1) for argument in arguments if not argument.startswith("-") and "=" in argument)
     return {key.strip().lstrip("+"): value for key, value in pairs}
+
+
+def with_first(first: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """The arguments with `first` before their own overrides, but after their flags, as Hydra wants it."""
+    overrides = (i for i, a in enumerate(arguments) if not a.startswith("-") and ("=" in a or a.startswith("~")))
+    at = next(overrides, len(arguments))
+    return [*arguments[:at], *first, *arguments[at:]]
+
+
+def check_choices(arguments: Sequence[str]) -> None:
+    """Refuse a group's choice that does not exist, which Hydra takes for a crash or, of an optional group, ignores.
+
+    Raises:
+        ConfigError: there is no such choice.
+    """
+    if any(argument.startswith(("-cd", "--config-dir", "hydra.searchpath")) for argument in arguments):
+        return  # choices may come from elsewhere
+    for group, value in overrides_of(arguments).items():
+        if (conf_folder() / group).is_dir() and not set(value) & set("[]{}()$'\""):
+            options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+            for option in value.split(","):
+                if option.strip() not in options:
+                    raise ConfigError(unknown_choice(group, option, options))
+
+
+def unknown_choice(group: str, option: str, options: list[str]) -> str:
+    return f"Unknown choice {group}={option}: expected one of {', '.join(options)}.{did_you_mean(option, options)}"
 
 
 def quoted(value: str) -> str:
@@ -212,4 +241,5 @@ def resumed(arguments: list[str]) -> list[str]:
     before = [str(item) for item in OmegaConf.load(saved) if not str(item).startswith("resume=")]
     rest = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
     here = [f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder))}"]
-    return [*before, *rest, *here, "hydra.output_subdir=.resuming"]  # the settings are kept once they are accepted
+    # The settings are kept once they are accepted.
+    return with_first(before, [*rest, *here, "hydra.output_subdir=.resuming"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from l2l_runner.errors import DataError
 
@@ -27,13 +28,15 @@ class Images:
 
 
 @lru_cache(maxsize=8)
-def load_images(name: str, split: str, root: Path, download: bool, device: torch.device) -> Images:
-    """The `train` or `test` part of `mnist` or `digits`.
+def load_images(name: str, split: str, root: Path, download: bool, device: torch.device, pool: int = 1) -> Images:
+    """The `train` or `test` part of `mnist` or `digits`, averaged over squares of pool × pool pixels.
 
     Raises:
         DataError: the files are not in `root` and could not be downloaded.
     """
     images, labels, white = (_mnist if name == "mnist" else _digits)(split, root, download)
+    if pool > 1:
+        images = F.avg_pool2d(images.float(), pool).round().to(torch.uint8)
     return Images(images.flatten(1).to(device), labels.to(device), white)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from l2l_runner.cli import launch, overrides_of, quoted, unquoted
+from l2l_runner.cli import launch, overrides_of, quoted, unquoted, with_first
 from l2l_runner.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def with_trained_optimizee(arguments: list[str]) -> list[str]:
     if "optimizee" in given or "checkpoint" not in given or not any(key.startswith("optimizee.") for key in given):
         return arguments
     trained = checkpoint.load(_source(unquoted(given["checkpoint"])))["config"]["optimizee"]
-    return [f"+optimizee={_override(trained)}", *arguments]
+    return with_first([f"+optimizee={_override(trained)}"], arguments)
 
 
 def _source(given: str) -> Path:

@@ -6,7 +6,7 @@ writes that breaks them becomes one sentence naming the key, the value and what 
 
 from __future__ import annotations
 
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -115,7 +115,7 @@ def _convert(value: Any, hint: Any, rule: Rule | None, path: str) -> Any:
 def _scalar(value: Any, hint: type) -> Any:
     """The value as the type, or None where it is no such thing (true is no number, 1.5 no integer, inf no number)."""
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if math.isfinite(value) else None
+        return float(value) if abs(value) <= sys.float_info.max else None
     if hint is int and isinstance(value, bool):
         return None
     return value if isinstance(value, hint) else None

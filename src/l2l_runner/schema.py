@@ -164,6 +164,7 @@ class TrainConfig:
         evaluation: how to compare.
         device: where to compute.
         data: where the data sets are.
+        init: the checkpoint whose parameters are the start; null draws them at random.
         resume: the folder of the run to go on with; null starts a new one.
     """
 
@@ -178,6 +179,7 @@ class TrainConfig:
     evaluation: Evaluation
     device: Device
     data: Data
+    init: str | None
     resume: str | None
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -155,6 +156,9 @@ class MetaTraining:
         self.config, self.composed, self.folder, self.runtime = config, composed, folder, runtime
         self.name = str(composed["optimizer"]["name"])
         self.optimizer = checkpoint.build_optimizer(composed, config.seed).to(runtime.device, runtime.dtype)
+        if config.init is not None and not folder.last.exists():
+            source = Path(config.init).expanduser()
+            checkpoint.load_parameters(self.optimizer, checkpoint.load(source)["optimizer"], source)
         self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr)
         assert not isinstance(config.optimizer, HandDesigned)
         self.estimator = config.meta.estimator(config.unroll, config.optimizer)
@@ -178,7 +182,7 @@ class MetaTraining:
         self.folder.truncate(self.progress.metrics_bytes)
         log.info("Resumed %s at meta-step %d of %d.", self.folder.path, self.progress.step, self.config.meta.steps)
 
-    def _save(self, path: Any) -> None:
+    def _save(self, path: Path) -> None:
         content = {
             "config": dict(self.composed),
             "optimizer": {key: value.detach().cpu() for key, value in self.optimizer.state_dict().items()},

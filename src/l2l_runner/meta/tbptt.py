@@ -25,7 +25,7 @@ def loss_weights(kind: str, steps: int) -> Tensor:
     if kind == "constant":
         return torch.ones(steps)
     if kind == "linear":
-        return torch.arange(1, steps + 1) * (2 / (steps + 1))
+        return torch.arange(1, steps + 1, dtype=torch.float64) * (2 / (steps + 1))
     return torch.zeros(steps).index_fill(0, torch.tensor(steps - 1), steps)
 
 

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from l2l_runner import streams
 from l2l_runner.data import Images, load_images
-from l2l_runner.fields import at_least, choice
+from l2l_runner.fields import at_least, between, choice
 from l2l_runner.optimizees.base import Layout, Optimizee, Params, Problem
 from l2l_runner.runtime import Runtime
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
-PIXELS = {"mnist": 784, "digits": 64}
+SIDES = {"mnist": 28, "digits": 8}  # pixels
 CLASSES = 10
 METRIC_IMAGES = 2000  # test images read for the accuracy: its standard error is then about one percent
 
@@ -35,19 +35,21 @@ class Classification(Optimizee):
         name: the data set, mnist (28×28) or digits (scikit-learn's 8×8).
         hidden: units of each hidden layer; [] is logistic regression.
         activation: sigmoid, relu or tanh.
+        pool: average squares of pool × pool pixels first; 1 leaves the images as they are.
         minibatch: images a step, drawn with replacement.
         init_scale: standard deviation of all parameters at the start.
     """
 
-    name: str = choice(*PIXELS)
+    name: str = choice(*SIDES)
     hidden: tuple[int, ...] = at_least(1)
     activation: str = choice(*ACTIVATIONS)
+    pool: int = between(1, 5)
     minibatch: int = at_least(1)
     init_scale: float = at_least(0)
 
     def module(self) -> nn.Module:
         """The MLP, without storage: its parameters are given to it at each call."""
-        widths = [PIXELS[self.name], *self.hidden, CLASSES]
+        widths = [(SIDES[self.name] // self.pool) ** 2, *self.hidden, CLASSES]
         with torch.device("meta"):
             layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
             for fan_in, fan_out in pairwise(widths[1:]):
@@ -58,8 +60,8 @@ class Classification(Optimizee):
         return Layout({name: tuple(p.shape) for name, p in self.module().named_parameters()})
 
     def sample(self, seeds: Tensor, runtime: Runtime) -> Problem:
-        train = load_images(self.name, "train", runtime.data_root, runtime.download, runtime.device)
-        test = load_images(self.name, "test", runtime.data_root, runtime.download, runtime.device)
+        where = (runtime.data_root, runtime.download, runtime.device, self.pool)
+        train, test = (load_images(self.name, split, *where) for split in ("train", "test"))
         return _Classifications(self, seeds.to(runtime.device), runtime.dtype, train, test)
 
 

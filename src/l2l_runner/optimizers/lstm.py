@@ -54,8 +54,13 @@ def lstm_cell(weight: Tensor, bias: Tensor, x: Tensor, h: Tensor, c: Tensor) -> 
     hidden = h.shape[0]
     gates = torch.addmm(bias.unsqueeze(1), weight, torch.cat([x, h]))
     i, f, o = torch.sigmoid(gates[: 3 * hidden]).chunk(3)
-    c = f * c + i * torch.tanh(gates[3 * hidden :])
-    return o * torch.tanh(c), c
+    c = f * c + i * _tanh(gates[3 * hidden :])
+    return o * _tanh(c), c
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """tanh, by way of the sigmoid, which PyTorch computes several times faster on a CPU."""
+    return 2 * torch.sigmoid(2 * x) - 1
 
 
 class LSTM(LearnedOptimizer):
