@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2l_runner import streams
 from l2l_runner.optimizees import Optimizee, Problem
-from l2l_runner.optimizers import LSTM, LSTMConfig
+from l2l_runner.optimizers import LSTM, LearnedOptimizer, LSTMConfig, Optimizer
 from l2l_runner.runtime import Runtime
-from l2l_runner.schema import parse_optimizee
+from l2l_runner.schema import parse_optimizee, parse_optimizer
 
 CONF = Path(__file__).parents[1] / "conf"
 DATA = Path(os.environ.get("L2L_DATA", "data"))
@@ -75,6 +77,16 @@ def lstm(coordinates: int = 4, seed: int = 0, **changes: Any) -> LSTM:
     return config.build(coordinates, torch.Generator().manual_seed(seed)).double()
 
 
+def any_optimizer(stem: str, problem_size: int, dtype: torch.dtype = torch.float64) -> Optimizer:
+    """The optimizer of a YAML file: a hand-designed one at a middling rate, a learned one small and untrained."""
+    node = OPTIMIZER_FILES[stem]
+    settings = parse_optimizer({**node, **{key: value for key, value in (("lr", 0.01), ("hidden", 3)) if key in node}})
+    if isinstance(settings, Optimizer):
+        return settings
+    learned: LearnedOptimizer = settings.build(problem_size, torch.Generator().manual_seed(0))
+    return learned.to(dtype)
+
+
 class PlainLSTM:
     """The LSTM optimizer once more, of nn.LSTMCell and the paper's own words, for one problem at a time.
 
@@ -84,10 +96,11 @@ class PlainLSTM:
 
     def __init__(self, optimizer: LSTM):
         self.config = optimizer.config
-        self.phi = [parameter.detach().clone().requires_grad_() for parameter in optimizer.parameters()]
-        layers = self.config.layers
-        self.weights, self.biases = self.phi[:layers], self.phi[layers : 2 * layers]
-        self.readout_weight, self.readout_bias = self.phi[2 * layers :]
+        named = {name: p.detach().clone().requires_grad_() for name, p in optimizer.named_parameters()}
+        self.phi = list(named.values())
+        self.weights = [named[f"weights.{layer}"] for layer in range(self.config.layers)]
+        self.biases = [named[f"biases.{layer}"] for layer in range(self.config.layers)]
+        self.readout_weight, self.readout_bias = named["readout_weight"], named["readout_bias"]
         self.state: list[tuple[Tensor, Tensor]] = []
 
     def detach(self) -> None:
@@ -97,9 +110,9 @@ class PlainLSTM:
         if self.config.preprocessing == "none":
             return grads[:, None]
         p = self.config.p
-        small = grads.abs() < torch.exp(torch.tensor(-p))
+        small = grads.abs() < math.exp(-p)
         first = torch.where(small, -1.0, torch.where(small, 1.0, grads.abs()).log() / p)
-        second = torch.where(small, torch.exp(torch.tensor(p)) * grads, grads.sign())
+        second = torch.where(small, math.exp(p) * grads, grads.sign())
         return torch.stack([first, second], dim=1)
 
     def update(self, grads: Tensor) -> Tensor:
@@ -130,15 +143,15 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.record: list[tuple[str, int]] = []
+        self.record: list[tuple[Any, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tensors = [x for x in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(x, Tensor)]
-        self.record.append((str(func), sum(x.numel() for x in tensors)))
+        self.record.append((func, sum(x.numel() for x in tensors)))
         return out
 
-    def take(self) -> list[tuple[str, int]]:
-        """What was recorded since the last call."""
-        taken, self.record = self.record, []
+    def take(self) -> Counter[tuple[Any, int]]:
+        """What was recorded since the last call, and how often."""
+        taken, self.record = Counter(self.record), []
         return taken

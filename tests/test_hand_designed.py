@@ -6,12 +6,12 @@ from itertools import product
 
 import pytest
 import torch
-from problems import OPTIMIZER_FILES, problems
 
 from l2l_runner.optimizers import HAND_DESIGNED, NAG, SGD, Adam, HandDesigned, Momentum, RMSprop
 from l2l_runner.schema import parse_optimizer
-from l2l_runner.unroll import unroll
 from l2l_runner.unroll import start as start_of
+from l2l_runner.unroll import unroll
+from problems import OPTIMIZER_FILES, problems
 
 STEPS = 40
 
@@ -138,10 +138,9 @@ def test_converges_on_easy_quadratics(stem):
     # Well-conditioned: the identity and a little of the random matrix, with minima of 0 at a distance of about 1.
     problem.weight = torch.eye(3, dtype=torch.float64) + 0.1 * problem.weight
     optimizer = from_file(stem, lr=0.02)
-    first = point = start_of(problem, optimizer)
-    for _, point in unroll(problem, optimizer, first, 600):
-        pass
-    assert (point.loss < 1e-3 * first.loss).all()
+    first = start_of(problem, optimizer)
+    *_, (_, last) = unroll(problem, optimizer, first, 600)
+    assert (last.loss < 1e-3 * first.loss).all()
 
 
 @pytest.mark.parametrize("stem", EVERY)

@@ -11,16 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import (
-    DATA,
-    EVERY_OPTIMIZEE,
-    OPTIMIZEE_FILES,
-    RUNTIME,
-    needs_mnist,
-    optimizee,
-    problems,
-    scattered,
-)
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -31,6 +21,16 @@ from l2l_runner.errors import DataError
 from l2l_runner.optimizees import OPTIMIZEES, Layout
 from l2l_runner.optimizees.classification import METRIC_IMAGES
 from l2l_runner.runtime import Runtime
+from problems import (
+    DATA,
+    EVERY_OPTIMIZEE,
+    OPTIMIZEE_FILES,
+    RUNTIME,
+    needs_mnist,
+    optimizee,
+    problems,
+    scattered,
+)
 
 # Layout
 
@@ -227,7 +227,9 @@ def test_quadratics_do_not_change_with_the_step():
 
 
 @pytest.mark.parametrize(
-    ("distribution", "mean", "variance"), [("gaussian", 0.0, 1.0), ("uniform", 0.5, 1 / 12)], ids=["gaussian", "uniform"]
+    ("distribution", "mean", "variance"),
+    [("gaussian", 0.0, 1.0), ("uniform", 0.5, 1 / 12)],
+    ids=["gaussian", "uniform"],
 )
 def test_quadratics_are_distributed_as_they_say(distribution, mean, variance):
     problem = problems("quadratic", 2000, distribution=distribution, dim=10)
@@ -259,6 +261,14 @@ def test_starts_have_the_standard_deviation_that_is_asked_for(stem, scale):
     start = problem.layout.flatten(problem.init())
     assert start.std().item() == pytest.approx(scale, rel=5 / (2 * start.numel()) ** 0.5)
     assert start.mean().item() == pytest.approx(0, abs=5 * scale / start.numel() ** 0.5)
+
+
+@pytest.mark.parametrize("stem", EVERY_OPTIMIZEE)
+def test_no_two_coordinates_start_alike(stem):
+    # As they would if two parameters were drawn from the same numbers.
+    problem = problems(stem, 3)
+    start = problem.layout.flatten(problem.init())
+    assert len(start.unique()) == start.numel()
 
 
 # Rosenbrock

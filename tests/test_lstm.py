@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from problems import OPTIMIZER_FILES, PlainLSTM, lstm
 from torch import nn
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.optimizers.lstm import lstm_cell
 from l2l_runner.optimizers.preprocessing import FEATURES, preprocess
+from problems import OPTIMIZER_FILES, PlainLSTM, lstm
 
 # Preprocessing
 
@@ -33,6 +33,7 @@ def paper(g: float, p: float) -> tuple[float, float]:
 @example(1.7e308, 10.0)
 @example(-1.7e308, 80.0)  # e^p g overflows, the feature mustn't
 @example(math.exp(-10), 10.0)
+@settings(deadline=None)
 def test_log_sign_is_the_papers_formula(g, p):
     features = preprocess(torch.tensor([g], dtype=torch.float64), "log_sign", p)
     assert features.shape == (2, 1)
@@ -43,6 +44,7 @@ def test_log_sign_is_the_papers_formula(g, p):
 @example(0.0, 80.0)
 @example(1e-45, 10.0)
 @example(3e38, 80.0)
+@settings(deadline=None)
 def test_log_sign_in_float32(g, p):
     features = preprocess(torch.tensor([g], dtype=torch.float32), "log_sign", p)
     assert features.dtype == torch.float32
@@ -52,11 +54,14 @@ def test_log_sign_in_float32(g, p):
 @given(st.floats(-1e3, 1e3, allow_subnormal=False), st.sampled_from([1.0, 5.0, 10.0]))
 @example(0.0, 10.0)
 @example(1e-300, 10.0)
+@settings(deadline=None)
 def test_log_sign_has_the_gradient_of_its_pieces(g, p):
     if math.isclose(abs(g), math.exp(-p), rel_tol=1e-9):
         return  # the kink has no derivative
     leaf = torch.tensor(g, dtype=torch.float64, requires_grad=True)
-    slopes = [torch.autograd.grad(feature, leaf, retain_graph=True)[0].item() for feature in preprocess(leaf, "log_sign", p)]
+    slopes = [
+        torch.autograd.grad(feature, leaf, retain_graph=True)[0].item() for feature in preprocess(leaf, "log_sign", p)
+    ]
     expected = (1 / (p * g), 0.0) if abs(g) > math.exp(-p) else (0.0, math.exp(p))
     assert slopes == pytest.approx(expected, rel=1e-9)
 
@@ -133,7 +138,9 @@ def test_optimizer_is_torchs_stacked_lstm_and_a_linear_layer(layers, coordinatew
     if preprocessing == "none":
         features = grads.view(steps, columns, -1)
     else:
-        features = torch.tensor([[paper(g, 10.0) for g in step] for step in grads.flatten(1).tolist()], dtype=torch.float64)
+        features = torch.tensor(
+            [[paper(g, 10.0) for g in step] for step in grads.flatten(1).tolist()], dtype=torch.float64
+        )
         if coordinatewise:
             features = features.view(steps, columns, 2)
         else:  # all first features of a problem, then all second ones

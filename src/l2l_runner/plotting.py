@@ -156,12 +156,13 @@ def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -
     palette = [COLOURS[key] for key in ("adam", "lstm", "nag", "rms", "sgd", "momentum")]
     drawn = False
     for i, (label, members) in enumerate(lines.items()):
+        colour = COLOURS.get(members[0]["values"].get("optimizer", ""), palette[i % len(palette)])
         points = []
         for job in members:
             value = job["values"][names[0]]
             x = float(value) if numeric else categories.index(str(value))
             if job["final"] is None or job["final"]["mean"] is None:
-                axes.axvline(x, color=palette[i % 6], linewidth=1, linestyle=":", alpha=0.7)
+                axes.axvline(x, color=colour, linewidth=1, linestyle=":", alpha=0.7)
                 axes.annotate(
                     "failed" if job["status"] == "failed" else "diverged",
                     (x, 0.98),
@@ -170,14 +171,14 @@ def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -
                     va="top",
                     ha="right",
                     fontsize=8,
-                    color=palette[i % 6],
+                    color=colour,
                 )
             else:
                 points.append((x, job["final"]["mean"], job["final"]["ci95"] or 0.0))
         points.sort()
         if points:
             xs, ys, errors = zip(*points, strict=True)
-            axes.errorbar(xs, ys, yerr=errors, fmt="o-", capsize=3, color=palette[i % 6], label=label or None)
+            axes.errorbar(xs, ys, yerr=errors, fmt="o-", capsize=3, color=colour, label=label or None)
             drawn = True
     if numeric and all(float(job["values"][names[0]]) > 0 for job in jobs):
         axes.set_xscale("log")

@@ -1,0 +1,231 @@
+"""Whatever a user gets wrong becomes exit code 1 and one sentence that names it, and never a traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from problems import needs_mnist
+from running import QUICK, TINY, assert_one_sentence, best, evaluate, finish, snapshot, spawn, train
+
+pytestmark = pytest.mark.usefixtures("sketches")
+
+BAD = [
+    # Groups and keys.
+    (["optimizee=foo"], ["optimizee=foo", "digits, mnist, quadratic, rosenbrock"]),
+    (["optimizee=quadratc"], ["optimizee=quadratc", "Did you mean quadratic?"]),
+    (["optimizer=adamw"], ["optimizer=adamw", "adam"]),
+    (["unroll=medium"], ["unroll=medium", "short"]),
+    (["device=tpu"], ["device=tpu", "cpu"]),
+    (["experiment=none_such"], ["none_such", "paper_quadratic"]),
+    (["optimizer.foo=1"], ["optimizer.foo"]),
+    (["+optimizer.foo=1"], ["optimizer.foo", "hidden"]),
+    (["++optimizer.foo=1"], ["optimizer.foo", "hidden"]),
+    (["+optimzer.lr=1"], ["optimzer", "Did you mean optimizer?"]),
+    (["optimzer.lr=1"], ["optimzer"]),
+    (["+meta.step=3"], ["meta.step", "Did you mean steps?"]),
+    (["+evaluation.tune.lows=3"], ["evaluation.tune.lows", "low"]),
+    (["+unrol=short"], ["unrol"]),
+    (["recipe=mnist_lst"], ["recipe=mnist_lst", "Did you mean mnist_lstm?"]),
+    (["optimizer=adam", "optimizer.hidden=3"], ["optimizer.hidden"]),
+    (["~optimizee.dim"], ["optimizee.dim is missing"]),
+    (["~meta.lr"], ["meta.lr is missing"]),
+    (["optimizee.name=foo"], ["optimizee.name", "'foo'", "quadratic"]),
+    (["meta.name=es"], ["meta.name", "'es'", "tbptt"]),
+    # Types.
+    (["optimizee.dim=ten"], ["optimizee.dim", "'ten'", "integer"]),
+    (["optimizee.dim=1.5"], ["optimizee.dim", "1.5", "integer"]),
+    (["optimizee.dim=true"], ["optimizee.dim", "True", "integer"]),
+    (["optimizee.dim=null"], ["optimizee.dim", "None", "integer"]),
+    (["optimizee.dim=[3]"], ["optimizee.dim", "[3]", "integer"]),
+    (["optimizee.dim="], ["optimizee.dim", "''", "integer"]),
+    (["meta.lr=fast"], ["meta.lr", "'fast'", "number"]),
+    (["evaluate=maybe"], ["evaluate", "'maybe'", "true or false"]),
+    (["evaluate=1"], ["evaluate", "1", "true or false"]),
+    (["optimizee=digits", "optimizee.hidden=20"], ["optimizee.hidden", "20", "list"]),
+    (["optimizee=digits", "optimizee.hidden=[a]"], ["optimizee.hidden[0]", "'a'", "integer"]),
+    (["optimizee=3"], ["optimizee=3", "quadratic"]),
+    (["optimizee="], ["optimizee=", "quadratic"]),
+    (["meta=null"], ["meta=null", "tbptt"]),
+    (["evaluation.baselines=null"], ["evaluation.baselines"]),
+    (["evaluation.baselines.adam=3"], ["evaluation.baselines.adam"]),
+    (["data.root=null"], ["data.root"]),
+    # Ranges.
+    (["unroll.length=0"], ["unroll.length", "0", "≥ 1"]),
+    (["unroll.steps=0"], ["unroll.steps", "0", "≥ 1"]),
+    (["unroll.length=-3"], ["unroll.length", "-3", "≥ 1"]),
+    (["meta.steps=-1"], ["meta.steps", "-1", "≥ 0"]),
+    (["meta.validate_every=0"], ["meta.validate_every", "0", "≥ 1"]),
+    (["optimizee=digits", "optimizee.hidden=[0]"], ["optimizee.hidden[0]", "0", "≥ 1"]),
+    (["optimizee=digits", "optimizee.hidden=[4,-1]"], ["optimizee.hidden[1]", "-1", "≥ 1"]),
+    (["optimizee.dim=0"], ["optimizee.dim", "0", "≥ 1"]),
+    (["optimizee=rosenbrock", "optimizee.dim=1"], ["optimizee.dim", "1", "≥ 2"]),
+    (["optimizer.hidden=0"], ["optimizer.hidden", "0", "≥ 1"]),
+    (["optimizer.layers=0"], ["optimizer.layers", "0", "≥ 1"]),
+    (["meta_batch=0"], ["meta_batch", "0", "≥ 1"]),
+    (["optimizee.batch=0"], ["optimizee.batch", "0"]),
+    (["optimizee.validation_problems=0"], ["optimizee.validation_problems", "0", "≥ 1"]),
+    (["optimizee.test_problems=1"], ["optimizee.test_problems", "1", "≥ 2"]),
+    (["evaluation.problems=1"], ["evaluation.problems", "1", "≥ 2"]),
+    (["evaluation.tune.per_decade=0"], ["evaluation.tune.per_decade", "0", "≥ 1"]),
+    (["evaluation.tune.low=1", "evaluation.tune.high=0.1"], ["evaluation.tune.low", "evaluation.tune.high"]),
+    (["evaluation.tune.low=10", "evaluation.tune.high=1"], ["evaluation.tune.low", "evaluation.tune.high"]),
+    (["meta.warmup=1"], ["meta.warmup", "1", "< 1"]),
+    (["meta.schedule=linear"], ["meta.schedule", "'linear'", "cosine"]),
+    (["score=best"], ["score", "'best'", "final, sum"]),
+    (["device.dtype=float16"], ["device.dtype", "'float16'", "float64"]),
+    (["device.threads=0"], ["device.threads", "0", "≥ 1"]),
+    (["seed=-1"], ["seed", "-1", "≥ 0"]),
+    (["optimizer=sgd", "optimizer.lr=-0.1"], ["optimizer.lr", "-0.1", "> 0"]),
+    (["optimizer=adam", "optimizer.beta1=1"], ["optimizer.beta1", "1", "< 1"]),
+    # What is no number.
+    (["meta.lr=nan"], ["meta.lr", "nan", "number"]),
+    (["meta.lr=inf"], ["meta.lr", "inf", "number"]),
+    (["meta.clip=nan"], ["meta.clip", "nan", "number"]),
+    (["optimizee.init_scale=nan"], ["optimizee.init_scale", "nan", "number"]),
+    (["optimizer=sgd", "optimizer.lr=nan"], ["optimizer.lr", "nan", "number"]),
+    (["optimizee.dim=nan"], ["optimizee.dim", "nan", "integer"]),
+    # Combinations.
+    (["meta.second_order=true", "meta.engine=replay"], ["meta.engine=replay", "meta.second_order=true"]),
+    (["meta.weights=final"], ["meta.weights=final", "unroll.length=20", "unroll.steps=100"]),
+    (["evaluation.baselines.adam.name=lstm"], ["evaluation.baselines.adam"]),
+    (["+optimizer@evaluation.baselines.lstm=lstm"], ["evaluation.baselines.lstm", "learned"]),
+    # Hydra's grammar.
+    (["optimizee.dim"], ["optimizee.dim"]),
+    (["optimizee.dim=1,2"], ["optimizee.dim=1,2", "--multirun"]),
+    (["optimizee.dim=["], ["["]),
+    (["optimizee.dim=${nowhere}"], ["nowhere"]),
+    (["data.root=${oc.env:NO_SUCH_VARIABLE_AT_ALL}"], ["NO_SUCH_VARIABLE_AT_ALL"]),
+    (["--config-name=none_such"], ["none_such"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_a_bad_setting_is_one_sentence(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    assert_one_sentence(train(tmp_path / "run", *arguments), *words)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_process_says_so_too(tmp_path: Path) -> None:
+    ended = finish(spawn("optimizee.dim=ten", cwd=tmp_path))
+    assert_one_sentence(ended, "optimizee.dim", "'ten'", "integer")
+    assert ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["checkpoint is missing", "checkpoint="]),
+        (["checkpoint="], ["checkpoint is empty"]),
+        (["checkpoint=", "optimizee.dim=5"], ["checkpoint is empty"]),
+        (["checkpoint=nowhere.pt"], ["nowhere.pt", "no checkpoint"]),
+        (["checkpoint=nowhere.pt", "optimizee.dim=5"], ["nowhere.pt", "no checkpoint"]),
+        (["checkpoint=."], ["best.pt", "no checkpoint"]),
+        (["checkpoint=null"], ["no checkpoint"]),
+        (["checkpoint=RUN", "optimizee=foo"], ["optimizee=foo", "quadratic"]),
+        (["--config-dir=.", "checkpoint=RUN", "optimizee=foo"], ["optimizee=foo", "quadratic"]),
+        (["checkpoint=RUN", "optimizee.dim=ten"], ["optimizee.dim", "'ten'"]),
+        (["checkpoint=RUN", "optimizee.foo=1"], ["optimizee.foo"]),
+        (["checkpoint=RUN", "+optimizee.foo=1"], ["optimizee.foo"]),
+        (["checkpoint=RUN", "steps=0"], ["steps", "0"]),
+        (["checkpoint=RUN", "problems=1"], ["problems", "1"]),
+        (["checkpoint=RUN", "seed=-1"], ["seed", "-1"]),
+        (["checkpoint=RUN", "score=best"], ["score", "'best'"]),
+        (["checkpoint=RUN", "tune.low=20"], ["tune.low"]),
+        (["checkpoint=RUN", "baselines.adam.lr=0"], ["baselines.adam.lr", "0"]),
+        (["checkpoint=RUN", "optimizer.hidden=3"], ["optimizer"]),
+        (["checkpoint=RUN", "meta.steps=3"], ["meta"]),
+        (["checkpoint=RUN", "foo=3"], ["foo"]),
+    ],
+)
+def test_a_bad_evaluation_is_one_sentence(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [argument.replace("RUN", str(reference)) for argument in arguments]
+    assert_one_sentence(evaluate(tmp_path / "eval", *arguments), *words)
+    assert not (tmp_path / "eval" / "comparison.json").exists()
+
+
+def test_an_empty_checkpoint_is_not_the_one_that_happens_to_lie_here(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(reference / "checkpoints" / "best.pt", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert_one_sentence(evaluate(tmp_path / "eval", "checkpoint="), "checkpoint is empty")
+
+
+def test_a_whole_problem_optimizer_is_refused_on_another_size(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(run, *QUICK, "optimizer.coordinatewise=false", "meta.steps=1").code == 0
+    for arguments in (["optimizee.dim=5"], ["optimizee=rosenbrock"]):
+        ended = evaluate(tmp_path / arguments[0], f"checkpoint={run}", *arguments)
+        assert_one_sentence(ended, "not coordinatewise", "3 coordinates", "5" if "dim" in arguments[0] else "2")
+    assert evaluate(tmp_path / "same", f"checkpoint={run}", "tune.enabled=false", "device=cpu").code == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_one_sentence(reference: Path, tmp_path: Path) -> None:
+    assert_one_sentence(train(tmp_path / "run", *TINY, "device=cuda"), "device=cuda", "device=cpu")
+    assert_one_sentence(evaluate(tmp_path / "eval", f"checkpoint={reference}", "device=cuda"), "device=cuda")
+
+
+MNIST_FILES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+
+
+@pytest.mark.parametrize("download", ["false", "true"])
+def test_mnist_that_is_not_there_says_which_files_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: str
+) -> None:
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # where nothing listens: the network is down
+    settings = [*QUICK[1:], "optimizee=mnist", f"data.root={tmp_path / 'data'}", f"data.download={download}"]
+    ended = train(tmp_path / "run", *settings)
+    assert_one_sentence(ended, str(tmp_path / "data" / "MNIST" / "raw"), "L2L_DATA", "data.root", *MNIST_FILES)
+
+
+@needs_mnist
+def test_mnist_files_that_are_cut_short_are_one_sentence(tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in MNIST_FILES:
+        whole = Path(os.environ["L2L_DATA"], "MNIST", "raw", name)
+        if not whole.exists():
+            pytest.skip("MNIST lies here in packed files only")
+        with open(whole, "rb") as file:
+            (raw / name).write_bytes(file.read(5000))
+    settings = [*QUICK[1:], "optimizee=mnist", f"data.root={tmp_path / 'data'}", "data.download=false"]
+    assert_one_sentence(train(tmp_path / "run", *settings), str(raw))
+
+
+@pytest.mark.parametrize("below", ["", "/below", "/below/further"])
+def test_an_output_folder_that_cannot_be_is_one_sentence(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("kept")
+    assert_one_sentence(train(Path(f"{tmp_path}/file{below}"), *QUICK), f"{tmp_path}/file", "hydra.run.dir")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_folder_without_permission_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert_one_sentence(train(tmp_path / "closed" / "run", *QUICK), str(tmp_path / "closed"), "hydra.run.dir")
+
+
+def test_an_evaluation_in_anothers_folder_is_refused_and_loses_nothing(reference: Path) -> None:
+    before = snapshot(reference)
+    assert_one_sentence(evaluate(reference, f"checkpoint={reference}"), str(reference), "already belongs")
+    assert snapshot(reference) == before
+
+
+def test_a_refused_run_leaves_the_next_one_free_to_go(tmp_path: Path) -> None:
+    # Errors must not leave anything behind in the process, such as Hydra's state or the environment.
+    assert train(tmp_path / "bad", "optimizee=foo").code == 1
+    before = dict(os.environ)
+    assert train(tmp_path / "worse", "optimizee.dim=ten").code == 1
+    assert dict(os.environ) == before
+    assert train(tmp_path / "good", *QUICK, "meta.steps=0").code == 0
+    assert best(tmp_path / "good")["progress"]["step"] == 0
