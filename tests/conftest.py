@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from running import QUICK, TINY, Ended, sketch, train
+
+pytest.register_assert_rewrite("running")
+
+from running import QUICK, TINY, Ended, sketch, train  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,5 +1,6 @@
 """What the tests of whole runs need: tiny settings, `train` and `eval` in this process or in one of their own, and
-comparisons of run folders, bit for bit."""
+comparisons of run folders, bit for bit.
+"""
 
 from __future__ import annotations
 

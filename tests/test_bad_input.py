@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from problems import needs_mnist
-from running import QUICK, TINY, assert_one_sentence, best, evaluate, finish, snapshot, spawn, train
+from running import EVAL, QUICK, TINY, assert_one_sentence, best, evaluate, finish, snapshot, spawn, train
 
 pytestmark = pytest.mark.usefixtures("sketches")
 
@@ -53,6 +54,7 @@ BAD = [
     (["evaluation.baselines=null"], ["evaluation.baselines"]),
     (["evaluation.baselines.adam=3"], ["evaluation.baselines.adam"]),
     (["data.root=null"], ["data.root"]),
+    (["data.root="], ["data.root is ''", "a path"]),
     # Ranges.
     (["unroll.length=0"], ["unroll.length", "0", "≥ 1"]),
     (["unroll.steps=0"], ["unroll.steps", "0", "≥ 1"]),
@@ -164,7 +166,7 @@ def test_a_whole_problem_optimizer_is_refused_on_another_size(tmp_path: Path) ->
     for arguments in (["optimizee.dim=5"], ["optimizee=rosenbrock"]):
         ended = evaluate(tmp_path / arguments[0], f"checkpoint={run}", *arguments)
         assert_one_sentence(ended, "not coordinatewise", "3 coordinates", "5" if "dim" in arguments[0] else "2")
-    assert evaluate(tmp_path / "same", f"checkpoint={run}", "tune.enabled=false", "device=cpu").code == 0
+    assert evaluate(tmp_path / "same", f"checkpoint={run}", "tune.enabled=false", *EVAL).code == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

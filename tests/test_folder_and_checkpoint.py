@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from running import Ended, assert_one_sentence, best, evaluate, same_bits
 
 from l2l_runner import checkpoint
 from l2l_runner.checkpoint import write_atomically
 from l2l_runner.errors import CheckpointError, StorageError
 from l2l_runner.folder import RunFolder, jsonable
+from running import Ended, assert_one_sentence, best, evaluate, same_bits
 
 pytestmark = pytest.mark.usefixtures("sketches")
 
@@ -185,7 +185,9 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, zipped: bool) -> None:
 @pytest.mark.parametrize("content", [{"state_dict": {"weight": torch.ones(2)}}, [1, 2], torch.ones(3)])
 def test_a_file_of_another_program_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
-    assert_one_sentence(evaluate(tmp_path / "eval", f"checkpoint={tmp_path / 'a.pt'}"), "a.pt", "no checkpoint of l2l_runner")
+    assert_one_sentence(
+        evaluate(tmp_path / "eval", f"checkpoint={tmp_path / 'a.pt'}"), "a.pt", "no checkpoint of l2l_runner"
+    )
 
 
 def test_a_checkpoint_of_another_format_is_refused(reference: Path, tmp_path: Path) -> None:
@@ -212,7 +214,9 @@ def test_a_configuration_that_cannot_be_built_is_refused(reference: Path, tmp_pa
     content = best(reference)
     content["config"]["optimizer"]["hidden"] = -1
     torch.save(content, tmp_path / "a.pt")
-    assert_one_sentence(evaluate(tmp_path / "eval", f"checkpoint={tmp_path / 'a.pt'}"), "a.pt", "optimizer.hidden is -1")
+    assert_one_sentence(
+        evaluate(tmp_path / "eval", f"checkpoint={tmp_path / 'a.pt'}"), "a.pt", "optimizer.hidden is -1"
+    )
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:

@@ -352,6 +352,24 @@ def test_mnist_is_what_its_files_hold(split, prefix, count):
     assert torch.equal(some, images.images[:100].double() / 255)
 
 
+@pytest.mark.parametrize("pool", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", DATASETS)
+def test_pooled_images_are_means_of_squares(name, pool):
+    cpu = torch.device("cpu")
+    whole, pooled = (load_images(name, "test", DATA, False, cpu, size) for size in (1, pool))
+    side = math.isqrt(whole.images.shape[1])
+    small = side // pool  # what is left over at the edge belongs to no square
+    squares = whole.images.view(-1, side, side)[:50, : small * pool, : small * pool].numpy().astype(float)
+    means = squares.reshape(50, small, pool, small, pool).mean(axis=(2, 4)).reshape(50, -1)
+    assert pooled.images.shape == (len(whole.labels), small**2)
+    assert np.abs(pooled.images[:50].numpy() - means).max() <= 0.5  # bytes, as the whole ones
+    assert torch.equal(pooled.labels, whole.labels)
+    assert pooled.white == whole.white
+    problem = problems(name, 2, pool=pool)
+    assert problem.layout.shapes["0.weight"] == (5, small**2)
+    assert problem.loss(problem.init(), 0).isfinite().all()
+
+
 def test_missing_mnist_is_said_with_its_place(tmp_path):
     with pytest.raises(DataError, match="MNIST is not in") as caught:
         load_images("mnist", "train", tmp_path, False, torch.device("cpu"))

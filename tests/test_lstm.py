@@ -110,6 +110,18 @@ def test_cell_is_torchs_with_its_gates_in_another_order(inputs, hidden):
     torch.testing.assert_close(next_c, expected_c.T, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 30.0, 1e4])
+def test_cell_is_as_good_as_float32_allows(scale):
+    # From signals that almost vanish to gates that are all shut or all open.
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(12, 5), (12,), (2, 50), (3, 50), (3, 50)]
+    inputs = [scale * torch.randn(shape, generator=generator) for shape in shapes]
+    single = lstm_cell(*inputs)
+    double = lstm_cell(*(tensor.double() for tensor in inputs))
+    for value, exact in zip(single, double, strict=True):
+        torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("coordinatewise", [True, False], ids=["coordinatewise", "whole-problem"])
 @pytest.mark.parametrize("preprocessing", FEATURES)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
+from l2l_runner import trainer
 from running import (
     EVAL,
     QUADRATIC,
@@ -27,8 +29,6 @@ from running import (
     spawn,
     train,
 )
-
-from l2l_runner import trainer
 
 pytestmark = pytest.mark.usefixtures("sketches")
 
@@ -63,7 +63,9 @@ def test_a_sweep_is_summed_up(rates_ended: tuple[Path, Ended]) -> None:
     for number, (row, job) in enumerate(zip(rows, jobs, strict=True)):
         result = read_json(folder / str(number) / "result.json")
         assert (row["job"], job["job"], row["status"], job["status"]) == (*2 * (str(number),), *2 * ("completed",))
-        assert job["score"] == job["final"]["mean"] == result["score"] == float(row["final_mean"]) == float(row["score"])
+        assert (
+            job["score"] == job["final"]["mean"] == result["score"] == float(row["final_mean"]) == float(row["score"])
+        )
         assert job["sum"] == result["sum"]
         assert float(row["sum_ci95"]) == result["sum"]["ci95"]
     assert len({job["score"] for job in jobs}) == 3
@@ -102,7 +104,7 @@ def test_a_job_of_a_sweep_can_be_resumed_and_evaluated(learned: Path, tmp_path: 
     assert train(None, f"resume={job}", "meta.steps=7").code == 0
     assert last(job)["progress"]["step"] == 7
     assert last(job)["config"]["meta"]["lr"] == 0.001
-    assert evaluate(tmp_path / "eval", f"checkpoint={job}", "tune.enabled=false", "device=cpu").code == 0
+    assert evaluate(tmp_path / "eval", f"checkpoint={job}", "tune.enabled=false", *EVAL).code == 0
 
 
 def test_a_sweeper_gets_the_score_of_each_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +137,9 @@ def test_a_failing_job_hides_no_other(tmp_path: Path, values: str) -> None:
 
 
 def test_a_process_says_so_too(tmp_path: Path) -> None:
-    ended = finish(spawn("-m", *QUADRATIC, "optimizer=sgd", "optimizer.lr=0.01,-1", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    ended = finish(
+        spawn("-m", *QUADRATIC, "optimizer=sgd", "optimizer.lr=0.01,-1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    )
     assert ended.code == 1
     assert "optimizer.lr is -1" in ended.out
     assert "Traceback" not in ended.out + ended.err
@@ -204,7 +208,13 @@ def test_lists_can_be_swept(tmp_path: Path) -> None:
 
 def test_evaluations_can_be_swept(reference: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    arguments = [f"checkpoint={reference}", *EVAL, "tune.enabled=false", "optimizee.dim=2,5", f"hydra.sweep.dir={folder}"]
+    arguments = [
+        f"checkpoint={reference}",
+        *EVAL,
+        "tune.enabled=false",
+        "optimizee.dim=2,5",
+        f"hydra.sweep.dir={folder}",
+    ]
     ended = evaluate(None, "-m", *arguments)
     assert ended.code == 0, ended.err
     jobs = read_json(folder / "sweep.json")

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+
+from l2l_runner.meta import TBPTT, Estimate
 from running import (
     QUADRATIC,
     QUICK,
@@ -32,8 +34,6 @@ from running import (
     spawn,
     train,
 )
-
-from l2l_runner.meta import TBPTT, Estimate
 
 pytestmark = pytest.mark.usefixtures("sketches")
 NAMES = ["lstm", "sgd", "nag", "rms", "adam"]
@@ -129,7 +129,14 @@ def test_the_table_and_the_paths_are_printed(reference_ended: tuple[Path, Ended]
         assert row[1] == ("learned" if entry["lr"] is None else f"{entry['lr']:.3g}")
         assert f"{entry['final']['mean']:.4g}" in row
         assert f"{entry['sum']['mean']:.4g}" in row
-    for name in ("comparison.json", "comparison.csv", "comparison.png", "learning.png", "learning.gif", "checkpoints/best.pt"):
+    for name in (
+        "comparison.json",
+        "comparison.csv",
+        "comparison.png",
+        "learning.png",
+        "learning.gif",
+        "checkpoints/best.pt",
+    ):
         assert str(folder / name) in ended.out.splitlines()
     assert (folder / "train.log").read_text().count("held-out") == 1  # the table is in the log file too
 
@@ -138,7 +145,9 @@ def test_nothing_but_errors_goes_to_stderr(reference_ended: tuple[Path, Ended]) 
     assert reference_ended[1].err == ""
 
 
-def test_the_baselines_rates_are_the_best_of_those_tried_on_validation_problems(reference: Path, tmp_path: Path) -> None:
+def test_the_baselines_rates_are_the_best_of_those_tried_on_validation_problems(
+    reference: Path, tmp_path: Path
+) -> None:
     # The validation problems are what a run of a hand-designed optimizer reports on, so a sweep must find the same.
     grid = [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0]
     rates = ",".join(map(str, grid))
@@ -167,7 +176,13 @@ def test_without_tuning_the_baselines_keep_their_rates(tmp_path: Path) -> None:
     more = ["meta.steps=0", "evaluation.tune.enabled=false", "evaluation.baselines.adam.lr=0.025"]
     assert train(tmp_path / "run", *TINY, *more).code == 0
     optimizers = read_json(tmp_path / "run" / "comparison.json")["optimizers"]
-    assert {name: optimizers[name]["lr"] for name in NAMES} == {"lstm": None, "sgd": 0.01, "nag": 0.01, "rms": 0.01, "adam": 0.025}
+    assert {name: optimizers[name]["lr"] for name in NAMES} == {
+        "lstm": None,
+        "sgd": 0.01,
+        "nag": 0.01,
+        "rms": 0.01,
+        "adam": 0.025,
+    }
 
 
 def test_the_best_state_is_kept_and_compared_not_the_last(tmp_path: Path) -> None:
@@ -194,7 +209,11 @@ def test_the_result_is_the_best_states_validation(reference: Path) -> None:
     result = read_json(reference / "result.json")
     assert result["status"] == "completed"
     (record,) = [r for r in records(reference, "validation") if r["step"] == best(reference)["progress"]["step"]]
-    assert (result["final"], result["sum"], result["score"]) == (record["final"], record["sum"], record["final"]["mean"])
+    assert (result["final"], result["sum"], result["score"]) == (
+        record["final"],
+        record["sum"],
+        record["final"]["mean"],
+    )
 
 
 def test_the_score_can_be_the_sum_of_losses(tmp_path: Path) -> None:
@@ -239,9 +258,7 @@ def test_two_runs_started_at_once_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_second_run_in_the_same_folder_is_refused_and_loses_nothing(
-    quick: Path, tmp_path: Path, ended: bool
-) -> None:
+def test_a_second_run_in_the_same_folder_is_refused_and_loses_nothing(quick: Path, tmp_path: Path, ended: bool) -> None:
     run = tmp_path / "run"
     if ended:
         assert train(run, *QUICK, "meta.steps=0").code == 0
@@ -249,7 +266,9 @@ def test_a_second_run_in_the_same_folder_is_refused_and_loses_nothing(
         run.mkdir()
         (run / ".run").touch()
     before = snapshot(run)
-    assert_one_sentence(train(run, *QUICK, "seed=5"), str(run), "already belongs to a run", f"resume={run}", "hydra.run.dir")
+    assert_one_sentence(
+        train(run, *QUICK, "seed=5"), str(run), "already belongs to a run", f"resume={run}", "hydra.run.dir"
+    )
     assert snapshot(run) == before
 
 
@@ -319,9 +338,7 @@ def test_a_run_can_start_from_what_another_has_learned(quick: Path, tmp_path: Pa
     assert last(run)["meta_optimizer"]["state"][0]["step"] == 2 * 3  # Adam starts afresh
 
 
-def test_such_a_run_is_resumed_from_its_own_state(
-    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_such_a_run_is_resumed_from_its_own_state(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [*QUICK, f"init={quick}/checkpoints/last.pt", "meta.lr=0.02"]
     assert train(tmp_path / "whole", *settings).code == 0
     with monkeypatch.context() as patched:
@@ -336,8 +353,8 @@ def test_such_a_run_is_resumed_from_its_own_state(
     ("arguments", "words"),
     [
         (["init=nowhere.pt"], ["nowhere.pt", "no checkpoint"]),
-        (["init="], ["init"]),
-        (["init=QUICK", "optimizer.hidden=5"], ["another architecture", "weights.0"]),
+        (["init="], ["init is ''", "a path"]),
+        (["init=QUICK", "optimizer.hidden=5"], ["another architecture", "(1, 4)", "(1, 5)"]),
         (["init=QUICK", "optimizer.layers=1"], ["another architecture"]),
     ],
 )
@@ -395,7 +412,13 @@ def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "change",
-    [with_gradients(math.nan), with_gradients(math.inf), with_gradients(-math.inf), with_meta_loss(math.nan), with_meta_loss(math.inf)],
+    [
+        with_gradients(math.nan),
+        with_gradients(math.inf),
+        with_gradients(-math.inf),
+        with_meta_loss(math.nan),
+        with_meta_loss(math.inf),
+    ],
 )
 def test_a_window_that_is_not_finite_changes_neither_parameters_nor_adam(
     two_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change
@@ -438,7 +461,9 @@ def test_training_goes_on_after_a_window_that_is_not_finite(tmp_path: Path, monk
     assert last(run)["meta_optimizer"]["state"][0]["step"] == 5 * 3  # five meta-steps of three windows
 
 
-def test_too_many_in_a_row_end_the_run_with_the_best_state_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_in_a_row_end_the_run_with_the_best_state_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoil(monkeypatch, lambda step, window: step >= 2, with_gradients(math.nan))
     run = tmp_path / "run"
     ended = train(run, *TINY, "meta.max_skipped=3", "meta.steps=50")

@@ -29,6 +29,9 @@ from l2l_runner.fields import did_you_mean
 
 log = logging.getLogger(__name__)
 
+PATHS = ("checkpoint", "init", "data.root", "hydra.run.dir", "hydra.sweep.dir")
+"""Keys whose values are paths."""
+
 Job = Callable[[dict[str, Any], Path], dict[str, Any]]
 """A composed configuration and the run's folder in; a result with `status` and `score` out."""
 
@@ -59,8 +62,9 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     argv = sys.argv
     try:
-        check_choices(argv[1:])
-        sys.argv = [argv[0], *prepare(argv[1:])]
+        arguments = with_quoted_paths(argv[1:])
+        check_choices(arguments)
+        sys.argv = [argv[0], *prepare(arguments)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
         hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(
             lambda config: _run_job(config, job)
@@ -173,6 +177,18 @@ def overrides_of(arguments: Sequence[str]) -> dict[str, str]:
     """The key=value arguments of a command line, without Hydra's + and ++."""
     pairs = (argument.split("=", 1) for argument in arguments if not argument.startswith("-") and "=" in argument)
     return {key.strip().lstrip("+"): value for key, value in pairs}
+
+
+def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
+    """The arguments with paths in quotes where Hydra's grammar wants them: around an = or, outside a sweep, a comma."""
+    odd = "=" if {"-m", "--multirun"} & set(arguments) else "=,"
+
+    def mend(argument: str) -> str:
+        key, _, value = argument.partition("=")
+        plain = key not in PATHS or not set(odd) & set(value) or value[0] in "'\""
+        return argument if plain else f"{key}={quoted(value)}"
+
+    return [mend(argument) for argument in arguments]
 
 
 def with_first(first: Sequence[str], arguments: Sequence[str]) -> list[str]:

@@ -55,11 +55,11 @@ def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def with_trained_optimizee(arguments: list[str]) -> list[str]:
     """`optimizee.key=value` without `optimizee=…` changes the optimizee that the checkpoint was trained on."""
-    from l2l_runner import checkpoint
-
     given = overrides_of(arguments)
     if "optimizee" in given or "checkpoint" not in given or not any(key.startswith("optimizee.") for key in given):
         return arguments
+    from l2l_runner import checkpoint  # heavy, and --help has no use for it
+
     trained = checkpoint.load(_source(unquoted(given["checkpoint"])))["config"]["optimizee"]
     return with_first([f"+optimizee={_override(trained)}"], arguments)
 

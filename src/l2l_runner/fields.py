@@ -53,6 +53,11 @@ def choice(*options: str) -> Any:
     return _ruled(f"one of {', '.join(options)}", lambda value: value in options)
 
 
+def path() -> Any:
+    """A field that takes a path, which an empty word is not."""
+    return _ruled("a path", lambda value: value != "")
+
+
 def did_you_mean(word: str, options: list[str]) -> str:
     """' Did you mean …?' where an option is close, else ''."""
     close = get_close_matches(word, options, n=1)

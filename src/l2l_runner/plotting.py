@@ -103,7 +103,7 @@ def learning(
     axes = _axes(figure, 122, "meta-step", "loss", "meta-learning")
     x = np.array([k for k, _ in meta_losses], dtype=float)
     y = np.array([np.nan if v is None else v for _, v in meta_losses], dtype=float)
-    axes.plot(x, y, color="#bbbbbb", linewidth=0.7, label="meta-loss (fresh problems)")
+    axes.plot(x, y, color="#bbbbbb", linewidth=0.7, label="meta-loss a step (fresh problems)")
     if len(y) >= 20:
         width = max(5, len(y) // 25)
         axes.plot(x, _running_median(y, width), color="#555555", linewidth=1.5, label=f"its median of the last {width}")
@@ -112,6 +112,10 @@ def learning(
     xy = np.array(points, dtype=float).reshape(-1, 2)
     axes.plot(xy[:, 0], xy[:, 1], "o-", color=COLOURS["lstm"], markersize=3, label=f"validation: {name}")
     axes.set_yscale("log")
+    drawn = np.concatenate([y, xy[:, 1]])
+    drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
+    if len(drawn) and drawn.max() > 1e3 * drawn.min():  # an untrained optimizer's losses would press the rest flat
+        axes.set_ylim(0.8 * drawn.min(), 1e3 * drawn.min())
     axes.set_xlim(0, max(total, 1))
     axes.legend(fontsize=8, frameon=False)
     picture = _png(figure, 90)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse
+from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path
 from l2l_runner.meta import TBPTT
 from l2l_runner.optimizees import OPTIMIZEES, Optimizee
 from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, HandDesigned, LSTMConfig
@@ -104,7 +104,7 @@ class Device:
 class Data:
     """root: the data sets' folder (torchvision's layout). download: fetch what is missing."""
 
-    root: str
+    root: str = path()
     download: bool
 
 
@@ -179,7 +179,7 @@ class TrainConfig:
     evaluation: Evaluation
     device: Device
     data: Data
-    init: str | None
+    init: str | None = path()
     resume: str | None
 
 

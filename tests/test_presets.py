@@ -1,0 +1,169 @@
+"""Every choice of every group of conf/ composes and runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from problems import needs_mnist
+from running import ROOT, evaluate, last, read_json, records, train
+
+pytestmark = pytest.mark.usefixtures("sketches")
+
+SHORT = ["meta.steps=2", "meta.validate_every=1", "unroll.steps=4"]
+FEW = ["optimizee.batch=2", "optimizee.validation_problems=2", "optimizee.test_problems=2"]
+CPU = ["device=cpu", "device.threads=1"]
+CRUDE = ["evaluation.tune.per_decade=1", "evaluation.tune.refinements=0", "evaluation.tune.low=0.01"]
+
+
+def choices(group: str) -> list[str]:
+    found = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+    assert found, group
+    return found
+
+
+def marked(name: str, *needs: pytest.MarkDecorator) -> object:
+    return pytest.param(name, marks=needs if "mnist" in name else ())
+
+
+@pytest.mark.parametrize("name", [marked(name, needs_mnist) for name in choices("experiment")])
+def test_every_experiment_runs(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    ended = train(run, f"experiment={name}", *SHORT, *FEW, *CRUDE, *CPU)
+    assert ended.code == 0, ended.err
+    assert len(records(run, "meta_step")) == 2
+    assert len(read_json(run / "comparison.json")["optimizers"]) == 5
+    # What the file says is what was run.
+    config, text = last(run)["config"], (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
+    for key, value in re.findall(r"^  (\w+): (gaussian|uniform|none|log_sign|[\d.]+)$", text, re.MULTILINE):
+        found = config["optimizee"].get(key, config["optimizer"].get(key))
+        assert str(found) == value
+
+
+@pytest.mark.parametrize("optimizer", choices("optimizer"))
+@pytest.mark.parametrize("optimizee", [marked(name, needs_mnist) for name in choices("optimizee")])
+def test_every_optimizer_runs_on_every_optimizee(tmp_path: Path, optimizee: str, optimizer: str) -> None:
+    run = tmp_path / "run"
+    arguments = [f"optimizee={optimizee}", f"optimizer={optimizer}", *SHORT, *FEW, "evaluate=false", *CPU]
+    # At their own rates, some diverge.
+    ended = train(run, *arguments, *([] if optimizer == "lstm" else ["optimizer.lr=1e-4"]))
+    assert ended.code == 0, ended.err
+    result = read_json(run / "result.json")
+    assert result["status"] == "completed"
+    assert result["score"] > 0
+    if optimizer == "lstm":
+        assert last(run)["progress"]["step"] == 2
+
+
+@pytest.mark.parametrize("name", choices("unroll"))
+def test_every_unroll_runs(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    arguments = [f"unroll={name}", "meta.steps=1", *FEW, "evaluate=false", *CPU]
+    assert train(run, *arguments).code == 0
+    steps, length = {"short": (100, 20), "long": (500, 20), "full": (100, 100)}[name]
+    assert last(run)["config"]["unroll"] == {"steps": steps, "length": length}
+    assert last(run)["meta_optimizer"]["state"][0]["step"] == steps / length  # an update a window
+
+
+def test_full_unrolling_follows_the_number_of_steps(tmp_path: Path) -> None:
+    arguments = ["unroll=full", "meta.weights=final", *SHORT, *FEW, "evaluate=false", *CPU]
+    assert train(tmp_path / "run", *arguments).code == 0
+    assert last(tmp_path / "run")["config"]["unroll"] == {"steps": 4, "length": 4}
+
+
+@pytest.mark.parametrize("name", [name for name in choices("device") if name != "cuda"])
+def test_every_device_that_is_everywhere_runs(tmp_path: Path, name: str) -> None:
+    assert train(tmp_path / "run", f"device={name}", "device.threads=1", *SHORT, *FEW, "evaluate=false").code == 0
+
+
+@pytest.mark.parametrize("name", choices("meta"))
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["meta.second_order=true"],
+        ["meta.engine=graph"],
+        ["meta.weights=linear"],
+        ["meta.schedule=constant", "meta.warmup=0.5", "meta.clip=null"],
+        ["optimizer.preprocessing=none", "optimizer.layers=1"],
+        ["optimizer.coordinatewise=false", "optimizer.layers=3"],
+    ],
+)
+def test_every_estimator_runs_with_every_option(tmp_path: Path, name: str, more: list[str]) -> None:
+    run = tmp_path / "run"
+    assert train(run, f"meta={name}", *more, *SHORT, *FEW, "evaluate=false", *CPU).code == 0
+    assert all(record["grad_norm"] > 0 for record in records(run, "meta_step"))
+
+
+def test_the_recipe_of_a_pair_is_used_where_there_is_one(tmp_path: Path) -> None:
+    # Looked up by the names of the optimizee and the optimizer; an explicit setting wins, and ~recipe does without.
+    arguments = [*SHORT, *FEW, "meta.steps=0", "evaluate=false", *CPU]
+    assert train(tmp_path / "none", "optimizee=digits", *arguments).code == 0
+    plain = last(tmp_path / "none")["config"]["meta"]["lr"]
+    for recipe in choices("recipe"):
+        text = (ROOT / "conf" / "recipe" / f"{recipe}.yaml").read_text()
+        rates = re.findall(r"^  lr: ([\d.e-]+)$", text, re.MULTILINE)
+        assert train(tmp_path / recipe, f"recipe={recipe}", *arguments).code == 0
+        assert last(tmp_path / recipe)["config"]["meta"]["lr"] == (float(rates[0]) if rates else plain)
+        assert train(tmp_path / f"{recipe} given", f"recipe={recipe}", *arguments, "meta.lr=0.123").code == 0
+        assert last(tmp_path / f"{recipe} given")["config"]["meta"]["lr"] == 0.123
+
+
+@needs_mnist
+@pytest.mark.parametrize(("more", "rate"), [([], None), (["~recipe"], 0.01)])
+def test_mnist_takes_its_recipe_by_itself(tmp_path: Path, more: list[str], rate: float | None) -> None:
+    text = (ROOT / "conf" / "recipe" / "mnist_lstm.yaml").read_text()
+    arguments = ["optimizee=mnist", *SHORT, *FEW, "meta.steps=0", "evaluate=false", *CPU, *more]
+    assert train(tmp_path / "run", *arguments).code == 0
+    (own,) = re.findall(r"^  lr: ([\d.e-]+)$", text, re.MULTILINE)
+    assert last(tmp_path / "run")["config"]["meta"]["lr"] == (rate or float(own))
+
+
+@pytest.mark.draws
+def test_digits_from_end_to_end(tmp_path: Path) -> None:
+    # Real images that come with a package: trained, compared, and evaluated on a network of another size.
+    run = tmp_path / "run"
+    small = ["optimizee=digits", "optimizee.hidden=[5]", "optimizee.minibatch=16", *FEW, *CRUDE, *CPU]
+    ended = train(run, *small, "meta.steps=20", "meta.validate_every=10", "unroll.steps=10", "unroll.length=5")
+    assert ended.code == 0, ended.err
+    scores = [record["score"] for record in records(run, "validation")]
+    assert min(scores[1:]) < scores[0]  # it learns
+    comparison = read_json(run / "comparison.json")
+    for entry in comparison["optimizers"].values():
+        assert 0 <= entry["metrics"]["accuracy"]["mean"] <= 1
+    assert "accuracy" in ended.out
+    with Image.open(run / "learning.gif") as animation:
+        assert animation.n_frames == 3
+    more = ["optimizee.hidden=[3,4]", "optimizee.activation=relu", "tune.enabled=false", *CPU]
+    assert evaluate(tmp_path / "eval", f"checkpoint={run}", *more).code == 0
+    assert len(read_json(tmp_path / "eval" / "comparison.json")["optimizers"]["lstm"]["curve"]) == 11
+
+
+@needs_mnist
+@pytest.mark.draws
+def test_mnist_from_end_to_end(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = ["optimizee=mnist", "optimizee.hidden=[3]", "optimizee.minibatch=8", *FEW, *CRUDE, *CPU]
+    ended = train(run, *SHORT, *small)
+    assert ended.code == 0, ended.err
+    assert read_json(run / "comparison.json")["optimizee"] == "mnist"
+    assert evaluate(tmp_path / "eval", f"checkpoint={run}", "tune.enabled=false", *CPU).code == 0
+    mine, theirs = (read_json(folder / "comparison.json")["optimizers"]["lstm"] for folder in (run, tmp_path / "eval"))
+    assert mine["curve"] == theirs["curve"]
+    assert mine["metrics"] == theirs["metrics"]
+
+
+@pytest.mark.parametrize("module", ["train", "eval"])
+def test_help_is_quick_because_it_imports_no_torch(module: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", f"l2l_runner.{module}", "--help"]
+    ended = subprocess.run(command, text=True, capture_output=True, check=False)
+    assert ended.returncode == 0
+    imported = set(re.findall(r"\| +([\w.]+)$", ended.stderr, re.MULTILINE))
+    assert "hydra" in imported
+    assert not imported & {"torch", "numpy", "scipy", "sklearn", "matplotlib", "torchvision"}
+    for words in (f"python -m l2l_runner.{module}", "optimizee: digits, mnist, quadratic, rosenbrock", "experiment:"):
+        assert words in ended.stdout
