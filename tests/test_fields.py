@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse
+from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,17 @@ def test_an_integer_will_do_for_a_number(value):
 )
 def test_a_broken_rule_names_key_value_and_what_was_expected(changes, sentence):
     refused(sentence, **changes)
+
+
+def test_an_empty_word_is_no_path():
+    @dataclass(frozen=True)
+    class Place:
+        folder: str | None = path()
+
+    assert parse(Place, {"folder": "a/b c"}).folder == "a/b c"
+    assert parse(Place, {"folder": None}).folder is None
+    with pytest.raises(ConfigError, match=re.escape("folder is ''; expected a path.")):
+        parse(Place, {"folder": ""})
 
 
 @pytest.mark.parametrize("changes", [{"steps": 0}, {"momentum": 0}, {"rate": 5e-324}, {"widths": [1]}], ids=str)
