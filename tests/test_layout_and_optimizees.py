@@ -265,8 +265,8 @@ def test_starts_have_the_standard_deviation_that_is_asked_for(stem, scale):
 
 @pytest.mark.parametrize("stem", EVERY_OPTIMIZEE)
 def test_no_two_coordinates_start_alike(stem):
-    # As they would if two parameters were drawn from the same numbers.
-    problem = problems(stem, 3)
+    # As those of two layers of one shape would, if they were drawn from the same numbers.
+    problem = problems(stem, 3, **({"hidden": [4, 4, 4]} if "hidden" in OPTIMIZEE_FILES[stem] else {}))
     start = problem.layout.flatten(problem.init())
     assert len(start.unique()) == start.numel()
 
