@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, at_least, choice
+from l2l_runner.fields import above, at_least, between, choice
 from l2l_runner.optimizers.base import LearnedOptimizer, State
 from l2l_runner.optimizers.preprocessing import FEATURES, preprocess
 
@@ -31,7 +31,7 @@ class LSTMConfig:
     layers: int = at_least(1)
     coordinatewise: bool
     preprocessing: str = choice(*FEATURES)
-    p: float = above(0)
+    p: float = between(0.01, 80)  # beyond, e^p is no float32
     output_scale: float = above(0)
 
     def build(self, coordinates: int, generator: torch.Generator) -> LSTM:
