@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -86,9 +87,14 @@ def _call(main: Callable[[], None], folder: Path | None, arguments: Sequence[str
 
 
 def spawn(*arguments: str, module: str = "l2l_runner.train", cwd: Path | None = None) -> subprocess.Popen[str]:
-    """The same in a process of its own."""
+    """The same in a process of its own, which hears Ctrl-C even where the tests are run in the background."""
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, text=True, stdout=pipe, stderr=pipe, preexec_fn=_hear_ctrl_c)
+
+
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> Ended:
