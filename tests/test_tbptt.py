@@ -11,7 +11,7 @@ import torch
 from l2l_runner import streams
 from l2l_runner.meta import TBPTT
 from l2l_runner.meta.tbptt import loss_weights
-from l2l_runner.optimizers.preprocessing import FEATURES
+from l2l_runner.kernels.preprocessing import FEATURES
 from l2l_runner.unroll import Graph, start, unroll
 from problems import EVERY_OPTIMIZEE, RUNTIME, PlainLSTM, lstm, optimizee, problems
 
@@ -316,7 +316,11 @@ def test_a_sample_of_one_is_one_coordinates_part_of_the_sum(monkeypatch):
     # inverse of how often it is drawn. In the second window, so that the state matters too.
     optimizer, problem, steps = lstm(4), problems("quadratic", 3), 3
     *_, (_, point) = unroll(problem, optimizer, start(problem, optimizer), steps)
-    updates, points = zip(*unroll(problem, optimizer, point, steps, Graph.OPTIMIZER), strict=True)
+    points = [reached for _, reached in unroll(problem, optimizer, point, steps)]
+    updates, state = [], point.state
+    for before in (point, *points[:-1]):
+        update, state = optimizer.update(before.grads, state, before.params)
+        updates.append(update)
     parts = []
     for c in range(12):
         effects = [sum(later.grads.flatten()[c] for later in points[t:]) / 3 for t in range(steps)]

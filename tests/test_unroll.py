@@ -111,7 +111,6 @@ def test_a_trajectory_goes_on_where_it_stands():
     ("graph", "update", "params", "loss", "grads"),
     [
         (Graph.NONE, False, False, False, False),
-        (Graph.OPTIMIZER, True, False, False, False),
         (Graph.FIRST_ORDER, True, True, True, False),
         (Graph.SECOND_ORDER, True, True, True, True),
     ],
@@ -144,17 +143,6 @@ def test_the_callers_gradient_mode_is_neither_used_nor_changed(graph, outside):
             assert torch.is_grad_enabled() == outside
             assert update.requires_grad == (graph is not Graph.NONE)
             assert point.grads.abs().max() > 0
-
-
-def test_optimizer_graph_stops_at_its_inputs():
-    # Only the state links the updates: through θ, the second update would also depend on the first read-out bias.
-    problem, optimizer = problems("quadratic", 1), lstm(preprocessing="none")
-    updates = [update for update, _ in unroll(problem, optimizer, start(problem, optimizer), 2, Graph.OPTIMIZER)]
-    (slope,) = torch.autograd.grad(updates[1].sum(), optimizer.readout_bias)
-    assert slope.item() == pytest.approx(updates[1].numel() * optimizer.config.output_scale, rel=1e-12)
-    updates = [update for update, _ in unroll(problem, optimizer, start(problem, optimizer), 2, Graph.SECOND_ORDER)]
-    (through,) = torch.autograd.grad(updates[1].sum(), optimizer.readout_bias)
-    assert abs(through.item() - slope.item()) > 1e-6
 
 
 # What a step costs

@@ -16,8 +16,7 @@ from l2l_runner.optimizers.base import Optimizer, State
 class Graph(Enum):
     """What of a trajectory is kept for differentiation."""
 
-    NONE = "nothing: evaluation"
-    OPTIMIZER = "the optimizer alone, its inputs constant and its updates cut off from the parameters"
+    NONE = "nothing: evaluation, and replays"
     FIRST_ORDER = "everything but the derivatives of the gradients"
     SECOND_ORDER = "everything"
 
@@ -61,14 +60,14 @@ def unroll(
     for _ in range(steps):
         with torch.set_grad_enabled(graph is not Graph.NONE):
             update, state = optimizer.update(point.grads, point.state, point.params)
-            params = point.params + (update.detach() if graph is Graph.OPTIMIZER else update)
+            params = point.params + update
         point = Point(point.step + 1, params, state, *_loss_and_grads(problem, params, point.step + 1, graph))
         yield update, point
 
 
 def _loss_and_grads(problem: Problem, params: Tensor, step: int, graph: Graph) -> tuple[Tensor, Tensor]:
     """Losses [problems] and gradients [problems, coordinates]; problems are independent, so their sum will do."""
-    through = graph in (Graph.FIRST_ORDER, Graph.SECOND_ORDER)
+    through = graph is not Graph.NONE
     if not (through and params.requires_grad):
         params = params.detach().requires_grad_()
     with torch.enable_grad():

@@ -16,7 +16,7 @@ from torch import Tensor
 from l2l_runner import streams
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedOptimizer, State
 from l2l_runner.unroll import Graph, Point, start, unroll
 
 
@@ -46,6 +46,7 @@ class TBPTT(MetaGradient):
         engine: replay or graph.
         coordinates: replay a random sample of so many coordinates; None replays all. A coordinatewise optimizer's
             meta-gradient is a sum over coordinates, so a sample estimates it without bias, at a fraction of the cost.
+        chunk: coordinates replayed at once, which bounds memory; None leaves it to the optimizer.
     """
 
     length: int
@@ -54,6 +55,7 @@ class TBPTT(MetaGradient):
     second_order: bool = False
     engine: str = "replay"
     coordinates: int | None = None
+    chunk: int | None = None
 
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
@@ -67,39 +69,62 @@ class TBPTT(MetaGradient):
     def _replay(
         self, optimizer: LearnedOptimizer, problem: Problem, point: Point, weights: Tensor
     ) -> tuple[Estimate, Point]:
-        sampled = self.coordinates is not None and self.coordinates < point.params.numel()
-        graph = Graph.NONE if sampled else Graph.OPTIMIZER
-        updates, points = zip(*unroll(problem, optimizer, point, len(weights), graph), strict=True)
-        weighted = torch.stack([point.grads for point in points]) * (weights / len(point.params)).view(-1, 1, 1)
-        to_come = weighted.flip(0).cumsum(0).flip(0)  # ∂(meta-loss)/∂u_t, [steps, problems, coordinates]
-        if sampled:
-            updates, to_come = self._replay_sample(optimizer, problem, point, points, to_come)
-        grads = torch.autograd.grad(updates, list(optimizer.parameters()), list(to_come))
-        return _estimate(points, weights, grads), points[-1].detach()
+        begun = point.state
+        grads = point.grads.new_empty(len(weights) + 1, *point.grads.shape)
+        losses = point.loss.new_empty(len(weights), len(point.loss))
+        grads[0] = point.grads
+        for step, (_, reached) in enumerate(unroll(problem, optimizer, point, len(weights))):
+            point, grads[step + 1], losses[step] = reached, reached.grads, reached.loss
+        if not optimizer.coordinatewise:
+            meta_grads = optimizer.replay(grads[:-1], begun, _to_come(grads[1:], weights))
+        elif self.coordinates is not None and self.coordinates < point.params.numel():
+            meta_grads = self._replay_sample(optimizer, problem, point.step, begun, grads, weights)
+        else:
+            meta_grads = self._replay_all(optimizer, begun, grads, weights)
+        return Estimate(_meta_loss(losses, weights), meta_grads, losses), point
+
+    def _replay_all(
+        self, optimizer: LearnedOptimizer, state: State, grads: Tensor, weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Chunk by chunk of coordinates; the sum over chunks is taken in double precision."""
+        weights = weights / grads.shape[1]
+        columns = grads.flatten(1).unsqueeze(1)
+        size = self.chunk or optimizer.chunk or columns.shape[-1]
+        parts = []
+        for begin in range(0, columns.shape[-1], size):
+            chunk = slice(begin, begin + size)
+            seen = columns[..., chunk]
+            parts.append(optimizer.replay(seen[:-1], optimizer.select(state, chunk), _to_come(seen[1:], weights)))
+        if len(parts) == 1:
+            return parts[0]
+        return tuple(torch.stack(same).sum(0, dtype=torch.float64).to(same[0]) for same in zip(*parts, strict=True))
 
     def _replay_sample(
-        self, optimizer: LearnedOptimizer, problem: Problem, point: Point, points: tuple[Point, ...], to_come: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The updates of a sample of coordinates, with their graph, and what they are to be multiplied with.
+        self,
+        optimizer: LearnedOptimizer,
+        problem: Problem,
+        step: int,
+        state: State,
+        grads: Tensor,
+        weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """A sample of coordinates.
 
         Coordinates are drawn in proportion to their largest ∂(meta-loss)/∂u_t (and a tenth of its mean, so that none
         is impossible) by systematic sampling, and weighted by the inverse: the sum stays unbiased.
         """
         assert self.coordinates is not None
-        size = to_come.abs().amax(0).flatten().double()
+        to_come = _to_come(grads[1:], weights).flatten(1)
+        size = to_come.abs().amax(0).double()
         share = size + 0.1 * size.mean() + torch.finfo(torch.float32).tiny
         cumulative = share.cumsum(0)
-        offset = streams.uniform(problem.seeds[:1], 1, "coordinates", point.step).squeeze()
+        offset = streams.uniform(problem.seeds[:1], 1, "coordinates", step).squeeze()
         ticks = (torch.arange(self.coordinates, device=size.device) + offset) * (cumulative[-1] / self.coordinates)
         columns = torch.searchsorted(cumulative, ticks).clamp(max=len(size) - 1)
         scale = (cumulative[-1] / (self.coordinates * share[columns])).to(to_come.dtype)
-        state = optimizer.select(point.state, columns)
-        updates: list[Tensor] = []
-        for before in (point, *points[:-1]):
-            grads, params = (tensor.flatten()[columns].unsqueeze(0) for tensor in (before.grads, before.params))
-            update, state = optimizer.update(grads, state, params)
-            updates.append(update)
-        return tuple(updates), to_come.flatten(1)[:, columns].mul(scale).unsqueeze(1)
+        seen = grads[:-1].flatten(1)[:, columns].unsqueeze(1)
+        cotangents = (to_come[:, columns] * scale).unsqueeze(1)
+        return optimizer.replay(seen, optimizer.select(state, columns), cotangents)
 
     def _differentiate(
         self, optimizer: LearnedOptimizer, problem: Problem, point: Point, weights: Tensor
@@ -108,13 +133,17 @@ class TBPTT(MetaGradient):
         points = [point for _, point in unroll(problem, optimizer, point, len(weights), graph)]
         meta_loss = _meta_loss(torch.stack([point.loss for point in points]), weights)
         grads = torch.autograd.grad(meta_loss, list(optimizer.parameters()))
-        return _estimate(points, weights, grads), points[-1].detach()
+        losses = torch.stack([point.loss.detach() for point in points])
+        return Estimate(meta_loss.detach(), grads, losses), points[-1].detach()
 
 
 def _meta_loss(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights.unsqueeze(1)).sum(0).mean()
 
 
-def _estimate(points: list[Point] | tuple[Point, ...], weights: Tensor, grads: tuple[Tensor, ...]) -> Estimate:
-    losses = torch.stack([point.loss.detach() for point in points])
-    return Estimate(_meta_loss(losses, weights), grads, losses)
+def _to_come(grads: Tensor, weights: Tensor) -> Tensor:
+    """∂(meta-loss)/∂u_t = Σ_{s>t} w_s ∇f(θ_s), [steps, problems, coordinates], of the mean over the problems given."""
+    to_come = grads * (weights / grads.shape[1]).view(-1, 1, 1)
+    for step in reversed(range(len(grads) - 1)):
+        to_come[step] += to_come[step + 1]
+    return to_come

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-State = tuple[Tensor, ...]
+from l2l_runner.kernels import State
 
 
 class Optimizer(ABC):
@@ -25,7 +25,15 @@ class Optimizer(ABC):
 
 
 class LearnedOptimizer(nn.Module, Optimizer):
-    """An update rule whose parameters are meta-learned."""
+    """An update rule whose parameters are meta-learned.
+
+    Attributes:
+        coordinatewise: whether coordinates don't interact, so that some of them can be replayed by themselves.
+        chunk: coordinates that it likes to replay at once; None for any number.
+    """
+
+    coordinatewise: bool
+    chunk: int | None
 
     def check(self, coordinates: int) -> None:
         """Refuse problems of a size that it wasn't built for; a coordinatewise rule fits all.
@@ -35,5 +43,18 @@ class LearnedOptimizer(nn.Module, Optimizer):
         """
 
     @abstractmethod
-    def select(self, state: State, columns: Tensor) -> State:
+    def select(self, state: State, columns: Tensor | slice) -> State:
         """The state of some coordinates, by their places in [problems × coordinates]; for coordinatewise rules."""
+
+    @abstractmethod
+    def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        """∂(Σ_t ⟨cotangents_t, u_t⟩)/∂φ, where u_t are the updates that constant gradients lead to from `state`.
+
+        Args:
+            grads: [steps, problems, coordinates].
+            state: before the first step.
+            cotangents: [steps, problems, coordinates].
+
+        Returns:
+            One tensor for each of `parameters()`, in their order.
+        """

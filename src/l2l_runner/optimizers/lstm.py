@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice
-from l2l_runner.optimizers.base import LearnedOptimizer, State
-from l2l_runner.optimizers.preprocessing import FEATURES, preprocess
+from l2l_runner.kernels import FEATURES, Kernel, Network, State, TorchKernel
+from l2l_runner.optimizers.base import LearnedOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,42 +38,22 @@ class LSTMConfig:
         return LSTM(self, coordinates, generator)
 
 
-def lstm_cell(weight: Tensor, bias: Tensor, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """One LSTM step in [features, columns] layout (Hochreiter & Schmidhuber 1997, with forget gate).
-
-    Args:
-        weight: [4 hidden, inputs + hidden], the gates in the order input, forget, output, candidate.
-        bias: [4 hidden].
-        x: [inputs, columns].
-        h: [hidden, columns].
-        c: [hidden, columns].
-
-    Returns:
-        The next h and c. With the gates in rows, each gate is one contiguous block of memory.
-    """
-    hidden = h.shape[0]
-    gates = torch.addmm(bias.unsqueeze(1), weight, torch.cat([x, h]))
-    i, f, o = torch.sigmoid(gates[: 3 * hidden]).chunk(3)
-    c = f * c + i * _tanh(gates[3 * hidden :])
-    return o * _tanh(c), c
-
-
-def _tanh(x: Tensor) -> Tensor:
-    """tanh, by way of the sigmoid, which PyTorch computes several times faster on a CPU."""
-    return 2 * torch.sigmoid(2 * x) - 1
-
-
 class LSTM(LearnedOptimizer):
     """θ_{t+1} = θ_t + g_t with (g_t, h_{t+1}) = m(∇f(θ_t), h_t, φ): stacked LSTM layers and a linear read-out.
 
     The state is (h, c) of each layer in turn, each [hidden, columns], where a column is a coordinate of one of the
     problems (coordinatewise) or a whole problem.
+
+    Attributes:
+        kernel: what computes it; plain PyTorch does wherever a graph is wanted.
     """
 
     def __init__(self, config: LSTMConfig, coordinates: int, generator: torch.Generator):
         super().__init__()
         self.config = config
         self.coordinates = coordinates
+        self.coordinatewise = config.coordinatewise
+        self.kernel: Kernel = TorchKernel()
         width = 1 if config.coordinatewise else coordinates
         inputs = [width * FEATURES[config.preprocessing]] + [config.hidden] * (config.layers - 1)
         rows = 4 * config.hidden
@@ -105,16 +85,32 @@ class LSTM(LearnedOptimizer):
         columns = params.numel() if self.config.coordinatewise else problems
         return tuple(params.new_zeros(self.config.hidden, columns) for _ in range(2 * self.config.layers))
 
-    def select(self, state: State, columns: Tensor) -> State:
+    def select(self, state: State, columns: Tensor | slice) -> State:
         return tuple(tensor[:, columns] for tensor in state)
 
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
-        config = self.config
-        columns = grads.reshape(1, -1) if config.coordinatewise else grads.T
-        x = preprocess(columns, config.preprocessing, config.p).flatten(0, 1)
-        following: list[Tensor] = []
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x, c = lstm_cell(weight, bias, x, state[2 * layer], state[2 * layer + 1])
-            following += [x, c]
-        out = torch.addmm(self.readout_bias.unsqueeze(1), self.readout_weight, x) * config.output_scale
-        return (out.view_as(grads) if config.coordinatewise else out.T), tuple(following)
+        kernel = TorchKernel() if torch.is_grad_enabled() else self.kernel
+        updates, following = kernel.step(self._network(), self._columns(grads), state)
+        return (updates.view_as(grads) if self.coordinatewise else updates.T), following
+
+    def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        return self.kernel.replay(self._network(), self._columns(grads), state, self._columns(cotangents))
+
+    @property
+    def chunk(self) -> int | None:  # type: ignore[override]
+        return self.kernel.chunk
+
+    def _network(self) -> Network:
+        return Network(
+            tuple(self.weights),
+            tuple(self.biases),
+            self.readout_weight,
+            self.readout_bias,
+            self.config.preprocessing,
+            self.config.p,
+            self.config.output_scale,
+        )
+
+    def _columns(self, rows: Tensor) -> Tensor:
+        """[…, problems, coordinates] as […, width, columns]."""
+        return rows.flatten(-2).unsqueeze(-2) if self.coordinatewise else rows.transpose(-1, -2)

@@ -1,0 +1,74 @@
+"""What a kernel is: the arithmetic of a coordinatewise LSTM optimizer, forward and backward, behind two calls."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+
+
+class Network(NamedTuple):
+    """The weights and settings of an LSTM optimizer (optimizers/lstm.py says what it computes).
+
+    Attributes:
+        weights: of each layer, [4 hidden, inputs + hidden], the gates in the order input, forget, output, candidate.
+        biases: of each layer, [4 hidden].
+        readout_weight: [outputs, hidden].
+        readout_bias: [outputs].
+        preprocessing: of the gradients, a key of preprocessing.FEATURES.
+        p: the range of log_sign.
+        output_scale: factor of the read-out.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    readout_weight: Tensor
+    readout_bias: Tensor
+    preprocessing: str
+    p: float
+    output_scale: float
+
+    @property
+    def hidden(self) -> int:
+        return self.weights[0].shape[0] // 4
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """All that is learned, in the order of the optimizer's own parameters."""
+        return (self.readout_weight, self.readout_bias, *self.weights, *self.biases)
+
+
+class Kernel(ABC):
+    """One way to compute an LSTM optimizer.
+
+    A column is one run of the network: a coordinate (coordinatewise, then `width` is 1), or a problem with all of its
+    `width` coordinates. The state is (h, c) of each layer in turn, each [hidden, columns]; columns don't interact.
+
+    Attributes:
+        name: as the configuration has it.
+        chunk: columns that it likes to replay at once; None for any number.
+    """
+
+    name: str
+    chunk: int | None = None
+
+    @abstractmethod
+    def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
+        """The updates [width, columns] for gradients [width, columns], and the next state."""
+
+    @abstractmethod
+    def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        """∂(Σ_t ⟨cotangents_t, u_t⟩)/∂φ for the updates u_t that the gradients and the first state lead to.
+
+        Args:
+            network: its parameters are the φ.
+            grads: [steps, width, columns], held constant.
+            state: before the first step.
+            cotangents: [steps, width, columns].
+
+        Returns:
+            One tensor for each of `network.parameters`.
+        """
