@@ -102,9 +102,9 @@ def _step(network: Network, grads: Tensor, state: State) -> tuple[list[Cell], Te
 
 def _doubled(rows: Tensor) -> Tensor:
     """Weights or biases [4 hidden, …] with the candidate's part, the last quarter, doubled."""
-    factors = rows.new_ones(4, *[1] * rows.dim())
+    factors = rows.new_ones(4, 1)
     factors[3] = 2
-    return (rows.unflatten(0, (4, -1)) * factors).flatten(0, 1)
+    return (rows.view(4, -1) * factors).view_as(rows)
 
 
 def _cell_backward(cell: Cell, into_h: Tensor, into_c: Tensor) -> tuple[Tensor, Tensor]:

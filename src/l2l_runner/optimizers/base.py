@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from l2l_runner.kernels import State
+from l2l_runner.kernels import State as State
 
 
 class Optimizer(ABC):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice
-from l2l_runner.kernels import FEATURES, Kernel, Network, State, TorchKernel
+from l2l_runner.kernels import FEATURES, Kernel, Network, State, TorchKernel, pick_kernel
 from l2l_runner.optimizers.base import LearnedOptimizer
 
 
@@ -78,6 +78,14 @@ class LSTM(LearnedOptimizer):
                 f"the optimizee has {coordinates}: evaluate it on the optimizee that it was trained on, or train one "
                 "with optimizer.coordinatewise=true."
             )
+
+    def use_kernel(self, name: str) -> None:
+        """Compute with the kernel of that name, where the parameters are now; see `kernels.pick_kernel`.
+
+        Raises:
+            ConfigError: it can't serve this network there.
+        """
+        self.kernel = pick_kernel(name, self._network())
 
     def init(self, params: Tensor) -> State:
         problems, coordinates = params.shape

@@ -1,0 +1,124 @@
+"""The fused CPU kernel: lstm.cpp, compiled on first use and called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2l_runner.kernels.base import Kernel, Network, State
+from l2l_runner.kernels.build import BuildError, load_library
+
+SOURCE = Path(__file__).with_name("lstm.cpp")
+SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+class _Network(ctypes.Structure):
+    """`struct Network` of lstm.cpp."""
+
+    _fields_ = (
+        ("hidden", ctypes.c_int64),
+        ("layers", ctypes.c_int64),
+        ("log_sign", ctypes.c_int64),
+        ("p", ctypes.c_double),
+        ("output_scale", ctypes.c_double),
+        ("weights", ctypes.c_void_p),
+        ("biases", ctypes.c_void_p),
+        ("readout_weight", ctypes.c_void_p),
+        ("readout_bias", ctypes.c_void_p),
+    )
+
+
+def unsupported(device: torch.device, dtype: torch.dtype, width: int, preprocessing: str) -> str | None:
+    """Why this kernel can't serve, in a phrase; None where it can."""
+    if device.type != "cpu":
+        return f"it computes on the CPU, not on {device}"
+    if dtype not in SUFFIXES:
+        return f"it has no {dtype}"
+    if width != 1:
+        return "it is for coordinatewise optimizers"
+    if preprocessing not in ("none", "log_sign"):
+        return f"it has no preprocessing {preprocessing}"
+    try:
+        load_library(SOURCE)
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+class CppKernel(Kernel):
+    """Blocks of columns that stay in the CPU's cache; as many threads as PyTorch uses.
+
+    With the same number of threads it gives the same bits.
+    """
+
+    name = "cpp"
+    chunk = 1 << 16  # bounds the memory of what the caller makes for a replay; the kernel's own is a block a thread
+
+    def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
+        grads = grads.contiguous()
+        state, stride = _with_one_stride(state)
+        columns = grads.shape[-1]
+        updates = torch.empty_like(grads)
+        following = tuple(tensor.new_empty(network.hidden, columns) for tensor in state)
+        _call(
+            *("step", grads.dtype, network, columns),
+            *(grads.data_ptr(), _pointers(state), stride),
+            *(updates.data_ptr(), _pointers(following), columns),
+        )
+        return updates, following
+
+    def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        state, stride = _with_one_stride(state)
+        grads, cotangents = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (grads, cotangents))
+        steps, _, columns = grads.shape
+        sizes = [parameter.numel() for parameter in network.parameters]
+        totals = torch.zeros(sum(sizes), dtype=torch.float64)
+        _call(
+            *("replay", grads.dtype, network, steps, columns),
+            *(grads.data_ptr(), grads.stride(0), _pointers(state), stride),
+            *(cotangents.data_ptr(), cotangents.stride(0), totals.data_ptr()),
+        )
+        parts = totals.to(grads.dtype).split(sizes)
+        return tuple(part.view_as(like) for part, like in zip(parts, network.parameters, strict=True))
+
+
+@lru_cache(maxsize=8)
+def _function(name: str, dtype: torch.dtype) -> Any:
+    function = getattr(load_library(SOURCE), f"l2l_{name}_{SUFFIXES[dtype]}")
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = {
+        "step": [pointer, integer, pointer, pointer, integer, pointer, pointer, integer, integer],
+        "replay": [pointer, integer, integer, pointer, integer, pointer, integer, pointer, integer, pointer, integer],
+    }[name]
+    return function
+
+
+def _with_one_stride(state: State) -> tuple[State, int]:
+    """The same state as rows of one stride, as the library takes it: slices of columns need no copy."""
+    stride = state[0].stride(0)
+    if any(tensor.stride() != (stride, 1) for tensor in state):
+        state = tuple(tensor.contiguous() for tensor in state)
+        stride = state[0].stride(0)
+    return state, stride
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _call(name: str, dtype: torch.dtype, network: Network, *arguments: Any) -> None:
+    weights, biases = ([tensor.contiguous() for tensor in tensors] for tensors in (network.weights, network.biases))
+    readout = [network.readout_weight.contiguous(), network.readout_bias.contiguous()]
+    of_weights, of_biases = _pointers(weights), _pointers(biases)
+    struct = _Network(
+        *(network.hidden, len(weights), network.preprocessing == "log_sign", network.p, network.output_scale),
+        *(ctypes.addressof(of_weights), ctypes.addressof(of_biases), *(tensor.data_ptr() for tensor in readout)),
+    )
+    if _function(name, dtype)(ctypes.byref(struct), *arguments, torch.get_num_threads()) != 0:
+        raise MemoryError("The LSTM kernel found no memory.")
