@@ -30,7 +30,7 @@ The arithmetic is that of reference.py.
 
 # What Triton compiles is no Python to mypy, and its capitals are constants to the compiler.
 # mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False, disallow-untyped-calls=False
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 
 from __future__ import annotations
 
@@ -114,6 +114,7 @@ class TritonKernel(Kernel):
                 LAYERS=layers,
                 C=block,
                 num_warps=_warps(network, block),
+                num_stages=1,
                 **_constants(network),
             )
         return updates, following
@@ -152,7 +153,9 @@ class TritonKernel(Kernel):
                 blocks,
                 LAYERS=layers,
                 C=block,
+                SLOTS=slots,
                 num_warps=_warps(network, block),
+                num_stages=1,
                 **_constants(network),
             )
         into_parameters = sums.sum(0).to(grads.dtype).split(sizes)
@@ -262,7 +265,7 @@ def _gate(weight, bias, x, h, GATE: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: 
 
 @jit
 def _cell(weight, bias, x, h, c, INPUTS: tl.constexpr, HIDDEN: tl.constexpr):
-    """h and c after a step from those before it, [H, C], and what the way back needs of it."""
+    """From h and c [H, C] before a step those after it, and what the way back needs of it."""
     i = tl.sigmoid(_gate(weight, bias, x, h, 0, INPUTS, HIDDEN))
     f = tl.sigmoid(_gate(weight, bias, x, h, 1, INPUTS, HIDDEN))
     o = tl.sigmoid(_gate(weight, bias, x, h, 2, INPUTS, HIDDEN))
@@ -315,15 +318,11 @@ def _step_kernel(
     at = row[:, None].to(tl.int64) * columns + column[None, :]
     stored = (row[:, None] < HIDDEN) & real[None, :]
     for LAYER in tl.static_range(LAYERS):
-        h = _load_state(
-            state[2 * LAYER], state_row[2 * LAYER], state_column[2 * LAYER], column, real, HIDDEN, H
-        )
+        h = _load_state(state[2 * LAYER], state_row[2 * LAYER], state_column[2 * LAYER], column, real, HIDDEN, H)
         c = _load_state(
             state[2 * LAYER + 1], state_row[2 * LAYER + 1], state_column[2 * LAYER + 1], column, real, HIDDEN, H
         )
-        h, c, _, _, _, _, _ = _cell(
-            weights[LAYER], biases[LAYER], x, h, c, FEATURES if LAYER == 0 else HIDDEN, HIDDEN
-        )
+        h, c, _, _, _, _, _ = _cell(weights[LAYER], biases[LAYER], x, h, c, FEATURES if LAYER == 0 else HIDDEN, HIDDEN)
         tl.store(following[2 * LAYER] + at, h, stored)
         tl.store(following[2 * LAYER + 1] + at, c, stored)
         x = h
@@ -350,8 +349,18 @@ def _keep(kept, t, tile, HIDDEN: tl.constexpr, H: tl.constexpr, C: tl.constexpr)
 
 @jit
 def _gate_backward(
-    weight, into_raw, x, h, into_x, into_h, into_of_x, into_of_h, into_b,
-    GATE: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: tl.constexpr,
+    weight,
+    into_raw,
+    x,
+    h,
+    into_x,
+    into_h,
+    into_of_x,
+    into_of_h,
+    into_b,
+    GATE: tl.constexpr,
+    INPUTS: tl.constexpr,
+    HIDDEN: tl.constexpr,
 ):
     """From into_raw [H, C], add to the derivatives by x and h (of the step before), and by a gate's own weights."""
     of_x, of_h = _weights(weight, GATE, INPUTS, HIDDEN, x.shape[0], h.shape[0])
@@ -370,8 +379,16 @@ def _add(sums, tile, mask):
 
 @jit
 def _add_gate(
-    into_weight, into_bias, of_x, of_h, b,
-    GATE: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: tl.constexpr, X: tl.constexpr, H: tl.constexpr,
+    into_weight,
+    into_bias,
+    of_x,
+    of_h,
+    b,
+    GATE: tl.constexpr,
+    INPUTS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    X: tl.constexpr,
+    H: tl.constexpr,
 ):
     """Add a block's derivatives by a gate's weights [H, X], [H, H] and biases [H] to the program's."""
     row, from_x, from_h = tl.arange(0, H)[:, None], tl.arange(0, X)[None, :], tl.arange(0, H)[None, :]
@@ -434,9 +451,7 @@ def _replay_kernel(
         cotangents_at = cotangents + column * cotangents_column
 
         for LAYER in tl.static_range(LAYERS):
-            h = _load_state(
-                state[2 * LAYER], state_row[2 * LAYER], state_column[2 * LAYER], column, real, HIDDEN, H
-            )
+            h = _load_state(state[2 * LAYER], state_row[2 * LAYER], state_column[2 * LAYER], column, real, HIDDEN, H)
             c = _load_state(
                 state[2 * LAYER + 1], state_row[2 * LAYER + 1], state_column[2 * LAYER + 1], column, real, HIDDEN, H
             )
@@ -458,4 +473,163 @@ def _replay_kernel(
             tl.debug_barrier()
 
         for LAYER in tl.static_range(LAYERS - 1, -1, -1):
-            ...
+            kept_h = scratch + LAYER * slot
+            kept_c = scratch + (LAYERS + LAYER) * slot
+            into_x_above = scratch + (2 * LAYERS + LAYER % 2) * slot
+            into_x_below = scratch + (2 * LAYERS + (LAYER + 1) % 2) * slot
+            into_h = tl.zeros([H, C], scratch.dtype.element_ty)  # by way of the step after
+            into_c = tl.zeros([H, C], scratch.dtype.element_ty)
+            w = tl.load(readout_weight + tl.arange(0, H), tl.arange(0, H) < HIDDEN, 0.0)
+            into_w = tl.zeros([H], scratch.dtype.element_ty)
+            into_out_sum = tl.zeros([C], scratch.dtype.element_ty)
+            i_of_x = tl.zeros([H, F if LAYER == 0 else H], scratch.dtype.element_ty)
+            i_of_h = tl.zeros([H, H], scratch.dtype.element_ty)
+            i_b = tl.zeros([H], scratch.dtype.element_ty)
+            f_of_x = tl.zeros([H, F if LAYER == 0 else H], scratch.dtype.element_ty)
+            f_of_h = tl.zeros([H, H], scratch.dtype.element_ty)
+            f_b = tl.zeros([H], scratch.dtype.element_ty)
+            o_of_x = tl.zeros([H, F if LAYER == 0 else H], scratch.dtype.element_ty)
+            o_of_h = tl.zeros([H, H], scratch.dtype.element_ty)
+            o_b = tl.zeros([H], scratch.dtype.element_ty)
+            candidate_of_x = tl.zeros([H, F if LAYER == 0 else H], scratch.dtype.element_ty)
+            candidate_of_h = tl.zeros([H, H], scratch.dtype.element_ty)
+            candidate_b = tl.zeros([H], scratch.dtype.element_ty)
+            for back in range(steps):
+                t = steps - 1 - back
+                if LAYER == 0:
+                    g = tl.load(grads_at + tl.cast(t, tl.int64) * grads_step, real, 0.0)
+                    x = _preprocess(g, LOG_SIGN, P, EXP_P, FLOOR, F)
+                else:
+                    x = _load_kept(kept_h - slot, t + 1, HIDDEN, H, C)
+                h_before = _load_kept(kept_h, t, HIDDEN, H, C)
+                c_before = _load_kept(kept_c, t, HIDDEN, H, C)
+                h, c, i, f, o, candidate, tanh_c = _cell(
+                    weights[LAYER], biases[LAYER], x, h_before, c_before, FEATURES if LAYER == 0 else HIDDEN, HIDDEN
+                )
+                if LAYER == LAYERS - 1:
+                    into_out = tl.load(cotangents_at + tl.cast(t, tl.int64) * cotangents_step, real, 0.0) * SCALE
+                    into_h += w[:, None] * into_out[None, :]
+                    into_w += tl.sum(h * into_out[None, :], 1)
+                    into_out_sum += into_out
+                else:
+                    into_h += _load_kept(into_x_above, t, HIDDEN, H, C)
+                into_c += into_h * o * (1 - tanh_c * tanh_c)
+                into_i = into_c * candidate * i * (1 - i)
+                into_f = into_c * c_before * f * (1 - f)
+                into_o = into_h * tanh_c * o * (1 - o)
+                into_candidate = into_c * i * (1 - candidate * candidate)
+                into_c *= f
+                into_h = tl.zeros_like(into_c)
+                into_x = tl.zeros_like(x)
+                into_x, into_h, i_of_x, i_of_h, i_b = _gate_backward(
+                    weights[LAYER],
+                    into_i,
+                    x,
+                    h_before,
+                    into_x,
+                    into_h,
+                    i_of_x,
+                    i_of_h,
+                    i_b,
+                    0,
+                    FEATURES if LAYER == 0 else HIDDEN,
+                    HIDDEN,
+                )
+                into_x, into_h, f_of_x, f_of_h, f_b = _gate_backward(
+                    weights[LAYER],
+                    into_f,
+                    x,
+                    h_before,
+                    into_x,
+                    into_h,
+                    f_of_x,
+                    f_of_h,
+                    f_b,
+                    1,
+                    FEATURES if LAYER == 0 else HIDDEN,
+                    HIDDEN,
+                )
+                into_x, into_h, o_of_x, o_of_h, o_b = _gate_backward(
+                    weights[LAYER],
+                    into_o,
+                    x,
+                    h_before,
+                    into_x,
+                    into_h,
+                    o_of_x,
+                    o_of_h,
+                    o_b,
+                    2,
+                    FEATURES if LAYER == 0 else HIDDEN,
+                    HIDDEN,
+                )
+                into_x, into_h, candidate_of_x, candidate_of_h, candidate_b = _gate_backward(
+                    weights[LAYER],
+                    into_candidate,
+                    x,
+                    h_before,
+                    into_x,
+                    into_h,
+                    candidate_of_x,
+                    candidate_of_h,
+                    candidate_b,
+                    3,
+                    FEATURES if LAYER == 0 else HIDDEN,
+                    HIDDEN,
+                )
+                if LAYER > 0:
+                    _keep(into_x_below, t, into_x, HIDDEN, H, C)
+            if LAYER == LAYERS - 1:
+                row = tl.arange(0, H)
+                _add(into_readout + sums + row, into_w, row < HIDDEN)
+                one = tl.arange(0, 1)
+                _add(into_readout_bias + sums + one, tl.sum(into_out_sum[None, :], 1), one < 1)
+            _add_gate(
+                into_weights[LAYER] + sums,
+                into_biases[LAYER] + sums,
+                i_of_x,
+                i_of_h,
+                i_b,
+                0,
+                FEATURES if LAYER == 0 else HIDDEN,
+                HIDDEN,
+                F if LAYER == 0 else H,
+                H,
+            )
+            _add_gate(
+                into_weights[LAYER] + sums,
+                into_biases[LAYER] + sums,
+                f_of_x,
+                f_of_h,
+                f_b,
+                1,
+                FEATURES if LAYER == 0 else HIDDEN,
+                HIDDEN,
+                F if LAYER == 0 else H,
+                H,
+            )
+            _add_gate(
+                into_weights[LAYER] + sums,
+                into_biases[LAYER] + sums,
+                o_of_x,
+                o_of_h,
+                o_b,
+                2,
+                FEATURES if LAYER == 0 else HIDDEN,
+                HIDDEN,
+                F if LAYER == 0 else H,
+                H,
+            )
+            _add_gate(
+                into_weights[LAYER] + sums,
+                into_biases[LAYER] + sums,
+                candidate_of_x,
+                candidate_of_h,
+                candidate_b,
+                3,
+                FEATURES if LAYER == 0 else HIDDEN,
+                HIDDEN,
+                F if LAYER == 0 else H,
+                H,
+            )
+            tl.debug_barrier()
