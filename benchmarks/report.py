@@ -1,0 +1,208 @@
+"""What the bench leaves behind: bench.md, bench.json and bench.png."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks import problems
+from benchmarks.workers import VARIANTS
+
+# Okabe & Ito 2008: safe for colour-blind readers; markers and lines tell variants apart without any colour.
+STYLES: dict[str, dict[str, Any]] = {
+    "replay-cpp": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
+    "replay-torch": {"color": "#E69F00", "marker": "s", "linestyle": "-"},
+    "graph": {"color": "#CC79A7", "marker": "^", "linestyle": "-"},
+    "eager": {"color": "#0072B2", "marker": "D", "linestyle": "--"},
+    "jax": {"color": "#009E73", "marker": "v", "linestyle": "--"},
+    "jax-columns": {"color": "#009E73", "marker": "<", "linestyle": ":"},
+    "seed": {"color": "#000000", "marker": "X", "linestyle": "--"},
+    "forward-cpp": {"color": "#D55E00", "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
+    "forward-torch": {"color": "#E69F00", "marker": "s", "linestyle": ":", "markerfacecolor": "white"},
+    "optimizee": {"color": "#999999", "marker": ".", "linestyle": ":"},
+}
+
+
+def median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def threads(number: int) -> str:
+    return f"{number} thread{'s' if number > 1 else ''}"
+
+
+def figures(value: float) -> str:
+    """A number with three figures, and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+class Table:
+    """The measurements of a run, by what they are of."""
+
+    def __init__(self, content: Mapping[str, Any]):
+        self.content = content
+        self.cells = {(m["variant"], m["coordinates"], m["steps"], m["threads"]): m for m in content["measurements"]}
+        self.variants = list(dict.fromkeys(m["variant"] for m in content["measurements"]))
+        self.shapes = list(dict.fromkeys((m["coordinates"], m["steps"]) for m in content["measurements"]))
+        self.threads = sorted({m["threads"] for m in content["measurements"]})
+
+    def seconds(self, variant: str, coordinates: int, steps: int, threads: int) -> float | None:
+        found = self.cells.get((variant, coordinates, steps, threads))
+        return None if found is None else found["median"]
+
+    def times_faster(self, variant: str, than: str, coordinates: int, steps: int, threads: int) -> float | None:
+        mine, theirs = (self.seconds(name, coordinates, steps, threads) for name in (variant, than))
+        return theirs / mine if mine and theirs else None
+
+    def bound(self, coordinates: int, steps: int, threads: int, backward: bool = True) -> float | None:
+        """The seconds that the floating-point operations take at the machine's peak."""
+        gflops = max(self.content["gflops"].get(str(threads), {}).values(), default=None)
+        return None if gflops is None else problems.flops(coordinates, steps, backward=backward) / (gflops * 1e9)
+
+    def times_bound(self, variant: str, coordinates: int, steps: int, threads: int) -> float | None:
+        if variant == "optimizee":
+            return None
+        bound = self.bound(coordinates, steps, threads, VARIANTS[variant].backward)
+        mine = self.seconds(variant, coordinates, steps, threads)
+        return mine / bound if mine and bound else None
+
+    def megabytes(self, variant: str, coordinates: int, steps: int, threads: int) -> float | None:
+        """Peak memory of a window above the optimizee's own; the optimizee's own for itself."""
+        found = self.cells.get((variant, coordinates, steps, threads), {}).get("memory")
+        alone = self.cells.get(("optimizee", coordinates, steps, threads), {}).get("memory")
+        if found is None or variant == "optimizee" or alone is None:
+            return None if found is None or variant != "optimizee" else found / 1e6
+        return max(0, found - alone) / 1e6
+
+
+def spread(samples: Sequence[float]) -> str:
+    low, high = figures(1e3 * min(samples)), figures(1e3 * max(samples))
+    return f"{low}–{high}" if len(samples) > 1 else "once"
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """bench.md."""
+    table = Table(content)
+    machine, versions = content["machine"], content["versions"]
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = ["# What a meta-training window costs", ""]
+    lines += [f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; {named}; "]
+    lines[-1] += f"{machine['compiler'] or 'no C++ compiler'}; {content['begun'][:16].replace('T', ' ')} UTC."
+    for number, measured in content["gflops"].items():
+        kinds = ", ".join(f"{kind} {gflops:.0f}" for kind, gflops in measured.items())
+        lines += ["", f"Peak with {threads(int(number))}, GFLOP/s: {kinds}; the best is the bound's."]
+    if content["interrupted"]:
+        lines += ["", "**Interrupted: some measurements are missing.**"]
+    slashes = " / ".join(threads(number) for number in table.threads)
+    lines += [
+        "",
+        f"A window is an unroll of so many steps, its meta-gradient and an Adam step; medians, for {slashes}.",
+    ]
+    lines += [
+        "Faster: how many times as long eager PyTorch, JAX or the seed's way takes. Bound: how many times as long"
+    ]
+    lines += ["as the LSTM's operations take at the peak. MB: peak memory above the optimizee's own."]
+    for coordinates, steps in table.shapes:
+        lines += ["", f"## {coordinates:,} coordinates ({problems.kind(coordinates)}), {steps} steps", ""]
+        lines += rows(table, coordinates, steps)
+    return "\n".join(lines) + "\n"
+
+
+def rows(table: Table, coordinates: int, steps: int) -> list[str]:
+    """The table of one size and unroll."""
+    columns: dict[str, Callable[..., float | None]] = {
+        "faster than eager": lambda name, *cell: table.times_faster(name, "eager", *cell),
+        "than JAX": lambda name, *cell: table.times_faster(name, "jax", *cell),
+        "than the seed's": lambda name, *cell: table.times_faster(name, "seed", *cell),
+        "× bound": table.times_bound,
+        "MB": table.megabytes,
+    }
+    out = ["| variant | ms | range | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
+    notes: dict[str, list[str]] = {}
+    for name in table.variants:
+        cells = [(coordinates, steps, number) for number in table.threads]
+        found = [m for cell in cells if (m := table.cells.get((name, *cell))) is not None]
+        for m in found:
+            for note in filter(None, (m["skipped"], m["note"])):
+                notes.setdefault(f"{VARIANTS[name].label}: {note}", []).append(threads(m["threads"]))
+        if not any(m["samples"] for m in found):
+            continue
+        spreads = " / ".join(spread(m["samples"]) if m["samples"] else "–" for m in found)
+        values = [joined([table.seconds(name, *cell) for cell in cells], 1e3), spreads]
+        values += [joined([column(name, *cell) for cell in cells]) for column in columns.values()]
+        out.append(f"| {VARIANTS[name].label} | " + " | ".join(values) + " |")
+    bounds = [table.bound(coordinates, steps, number) for number in table.threads]
+    out.append(f"| the bound | {joined(bounds, 1e3)} |" + " |" * (len(columns) + 1))
+    if notes:
+        measured = {m["threads"] for m in table.content["measurements"]}
+        out.append("")
+        for note, which in notes.items():
+            out.append(f"- {note}" + (f" ({', '.join(which)})" if len(set(which)) < len(measured) else ""))
+    return out
+
+
+def joined(values: Sequence[float | None], factor: float = 1.0) -> str:
+    if all(value is None for value in values):
+        return "–"
+    return " / ".join("–" if value is None else figures(value * factor) for value in values)
+
+
+def picture(path: Path, content: Mapping[str, Any]) -> None:
+    """bench.png: cost against coordinates (left) and unroll (right), a row for each number of threads."""
+    table = Table(content)
+    sizes, unrolls = (sorted({shape[axis] for shape in table.shapes}) for axis in (0, 1))
+    if not table.shapes:
+        return
+    unroll = unrolls[0]
+    size = problems.MLP if problems.MLP in sizes else sizes[0]
+    figure = Figure(figsize=(11.5, 3.9 * len(table.threads)), layout="constrained")
+    grid = figure.subplots(len(table.threads), 2, squeeze=False)
+    for number, (left, right) in zip(table.threads, grid, strict=True):
+        title = f"windows of {unroll} steps, {threads(number)}"
+        draw(left, table, [(n, unroll, number) for n in sizes], sizes, "coordinates", title)
+        title = f"{size:,} coordinates, {threads(number)}"
+        draw(right, table, [(size, n, number) for n in unrolls], unrolls, "steps of a window", title)
+    handles = {}
+    for axes in grid.flat:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=9)
+    machine = content["machine"]
+    figure.suptitle(f"Cost of a meta-training window, {machine['processor']}, {machine['cores']} cores", fontsize=11)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=130)
+
+
+def draw(
+    axes: Axes, table: Table, cells: Sequence[tuple[int, int, int]], ticks: Sequence[int], xlabel: str, title: str
+) -> None:
+    """Lines of ms a window; a variant that was measured only once along the axis is a lone marker."""
+    for name in reversed(table.variants):  # the first is drawn last, on top
+        points = [(x, 1e3 * y) for x, cell in zip(ticks, cells, strict=True) if (y := table.seconds(name, *cell))]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=VARIANTS[name].label, markersize=6, **STYLES[name])
+    bounds = [(x, 1e3 * y) for x, cell in zip(ticks, cells, strict=True) if (y := table.bound(*cell))]
+    if bounds:
+        axes.plot(*zip(*bounds, strict=True), color="black", linewidth=3, alpha=0.25, label="bound: operations at peak")
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="ms a window")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> str:
+    """All three files; what to print at the end."""
+    text = markdown(content)
+    (folder / "bench.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / "bench.md").write_text(text)
+    picture(folder / "bench.png", content)
+    return f"{text}\n{folder / 'bench.md'}\n{folder / 'bench.json'}\n{folder / 'bench.png'}"

@@ -1,0 +1,173 @@
+"""The variants, and the process that runs one of them.
+
+A worker is one variant at one size, unroll and number of threads. It says that it is ready, and then answers each
+request, a line of JSON on its standard input, with a line of JSON; it ends when its input does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import problems
+from benchmarks.variant import Unavailable, Variant
+
+# Bytes that a variant keeps of each coordinate and step of a window, measured: what says beforehand that it won't fit.
+GRAPH = 1600
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What there is to say of a variant.
+
+    Attributes:
+        label: its row in the table.
+        environment: variables that its user has set; all others of OpenMP, MKL and XLA are taken away.
+        bytes: kept of each coordinate and step; 0 where memory hardly grows with the window.
+        only: the one size at which it is measured; None for all.
+        backward: whether it computes a meta-gradient.
+    """
+
+    label: str
+    environment: dict[str, str]
+    bytes: int = 0
+    only: int | None = None
+    backward: bool = True
+
+
+PRODUCT = {"OMP_WAIT_POLICY": "PASSIVE"}  # as l2l_runner.cli.launch sets it
+VARIANTS = {
+    "replay-cpp": Kind("replay, C++ kernel", PRODUCT, bytes=8),
+    "replay-torch": Kind("replay, PyTorch kernel", PRODUCT, bytes=8),
+    "graph": Kind("graph engine", PRODUCT, bytes=GRAPH),
+    "eager": Kind("clean eager PyTorch, nn.LSTM", {}, bytes=GRAPH),
+    "jax": Kind("JAX, jit(value_and_grad(scan))", {}, bytes=2400),
+    "jax-columns": Kind("the same, a column a coordinate", {}, bytes=2400),
+    "seed": Kind("the seed repository's way", {}, bytes=GRAPH, only=1280),
+    "forward-cpp": Kind("forward only, C++ kernel", PRODUCT, backward=False),
+    "forward-torch": Kind("forward only, PyTorch kernel", PRODUCT, backward=False),
+    "optimizee": Kind("the optimizee alone, with SGD", PRODUCT, backward=False),
+}
+
+
+def environment(name: str, threads: int, inherited: dict[str, str]) -> dict[str, str]:
+    """The environment of a worker: as its user's would be, whatever the bench itself was started with."""
+    clean = {k: v for k, v in inherited.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "MKL_", "XLA_", "JAX_"))}
+    clean |= VARIANTS[name].environment
+    if name.startswith("jax"):  # XLA has no call for it
+        clean |= {"JAX_PLATFORMS": "cpu", "NPROC": str(threads)}
+        if threads == 1:
+            clean["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    return clean
+
+
+def build(name: str, network: problems.Arrays, problem: problems.Arrays, steps: int, threads: int) -> Variant:
+    """A variant, ready to compute windows.
+
+    Raises:
+        Unavailable: not on this machine.
+    """
+    if name.startswith("jax"):
+        try:
+            from benchmarks.peer_jax import Jax
+        except ImportError as error:
+            raise Unavailable("JAX is not installed: `make bench-peers` measures it too") from error
+        return Jax(network, problem, steps, columns=name == "jax-columns")
+    if name in ("eager", "seed"):
+        from benchmarks.peer_eager import Eager, Seed
+
+        return (Eager if name == "eager" else Seed)(network, problem, steps, threads)
+    from benchmarks.ours import Forward, OptimizeeAlone, Ours
+
+    if name == "optimizee":
+        return OptimizeeAlone(network, problem, steps, threads)
+    if name == "graph":
+        return Ours(network, problem, steps, threads, "graph", "torch")
+    engine, kernel = name.split("-")
+    made: Callable[..., Variant] = Forward if engine == "forward" else Ours
+    return made(network, problem, steps, threads, "replay", kernel)
+
+
+class Memory:
+    """Growth of this process's peak resident memory since this object was made; None where that can't be read."""
+
+    def __init__(self) -> None:
+        if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would hide what a window takes
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            self.before: int | None = self._status("VmRSS")
+        except OSError:
+            self.before = None
+
+    @staticmethod
+    def _status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1]) * 1024
+
+    def growth(self) -> int | None:
+        return None if self.before is None else max(0, self._status("VmHWM") - self.before)
+
+
+def measure(variant: Variant, seconds: float) -> dict[str, Any]:
+    """The mean cost of as many windows as fit into `seconds`, at least one."""
+    windows, begun, worked = 0, time.perf_counter(), time.process_time()
+    while True:
+        value = variant.window()
+        windows += 1
+        taken = time.perf_counter() - begun
+        if taken * (windows + 1) / windows > seconds:
+            break
+    cores = (time.process_time() - worked) / taken
+    return {"seconds": taken / windows, "windows": windows, "cores": cores, "meta_loss": value}
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("torch", "jax", "jaxlib", "numpy"):
+        if package in sys.modules:
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One variant of the bench; started by benchmarks.bench.")
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    given = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries and compilers print must not get between the answers
+
+    def answer(**content: Any) -> None:
+        print(json.dumps(content), file=answers, flush=True)
+
+    try:
+        network, problem = problems.load(given.file)
+        if not given.variant.startswith("jax"):  # which compiles for one shape, ahead of time
+            warm = build(given.variant, network, problems.sample(problem), 3, given.threads)
+            warm.window()
+            warm.close()
+        variant = build(given.variant, network, problem, given.steps, given.threads)
+    except Unavailable as why:
+        answer(unavailable=str(why))
+        return
+    memory = Memory()
+    answer(ready=True, versions=versions())
+    for line in sys.stdin:
+        answer(**measure(variant, json.loads(line)["seconds"]), memory=memory.growth())
+
+
+if __name__ == "__main__":
+    main()
