@@ -45,7 +45,8 @@ class Measurement:
 
     Attributes:
         samples: seconds a window.
-        cores: that were busy, on average.
+        cores: that it kept busy, on average.
+        others: cores that other processes kept busy meanwhile, for each sample.
         memory: peak growth of resident memory, bytes.
         meta_loss: of the first window.
         skipped: why it wasn't measured, or not to the end.
@@ -59,6 +60,7 @@ class Measurement:
     samples: list[float] = field(default_factory=list)
     first: float | None = None
     cores: float | None = None
+    others: list[float] = field(default_factory=list)
     memory: int | None = None
     meta_loss: float | None = None
     skipped: str | None = None
@@ -72,21 +74,21 @@ class Failed(Exception):
 class Worker:
     """A variant in a process of its own, in a process group of its own: Ctrl-C is the parent's to hear."""
 
-    def __init__(self, name: str, python: str, file: Path, cell: Cell, folder: Path):
-        self.name = name
+    def __init__(self, name: str, python: str, file: Path, cell: Cell, folder: Path, passive: bool):
         self.log = folder / f"{name}.log"
         command = [python, "-m", "benchmarks.workers", name, str(file)]
         command += ["--steps", str(cell.steps), "--threads", str(cell.threads)]
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment(name, cell.threads, dict(os.environ)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log.open("w"),
-            text=True,
-            start_new_session=True,
-        )
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment(name, cell.threads, dict(os.environ), passive),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
 
     def ask(self, seconds: float) -> dict[str, Any]:
         """Have about `seconds` of windows measured.
@@ -207,7 +209,7 @@ class Bench:
         try:
             for m in chosen:
                 python = self.given.jax_python if m.variant.startswith("jax") else sys.executable
-                workers.append((m, Worker(m.variant, python, file, cell, folder)))
+                workers.append((m, Worker(m.variant, python, file, cell, folder, self.given.passive_peers)))
             yield [(m, worker) for m, worker in workers if self._ready(m, worker)]
         finally:
             for _, worker in workers:
@@ -235,17 +237,16 @@ class Bench:
                 answer[key] for key in ("seconds", "meta_loss", "memory", "cores")
             )
             if answer["seconds"] > SLOW:
-                m.samples.append(answer["seconds"])
+                self._keep(m, answer)
 
     def _rounds(self, workers: list[tuple[Measurement, Worker]]) -> None:
         """Round after round, each variant in turn, until all have had their number of samples or their time."""
-        share = self.given.budget / max(1, len(workers))
-        spent = {m.variant: sum(m.samples) for m, _ in workers}
-        for number in range(self.given.repeats):
+        spent = sum(sum(m.samples) for m, _ in workers)
+        for _ in range(self.given.repeats):
             for m, worker in list(workers):
                 expected = max(BURST, m.samples[-1] if m.samples else m.first or 0.0)
-                enough = len(m.samples) >= (1 if expected > SLOW else 3) or (number == 0 and bool(m.samples))
-                if len(m.samples) >= self.given.repeats or (enough and spent[m.variant] + expected > share):
+                enough = len(m.samples) >= (1 if expected > SLOW else 3)
+                if len(m.samples) >= self.given.repeats or (enough and spent + expected > self.given.budget):
                     continue
                 time.sleep(0.01)  # the threads of the one before have gone to sleep by then
                 begun = time.perf_counter()
@@ -255,9 +256,15 @@ class Bench:
                     m.note = str(why)
                     workers.remove((m, worker))
                     continue
-                spent[m.variant] += time.perf_counter() - begun
-                m.samples.append(answer["seconds"])
-                m.cores, m.memory = answer["cores"], answer["memory"]
+                spent += time.perf_counter() - begun
+                self._keep(m, answer)
+
+    @staticmethod
+    def _keep(measurement: Measurement, answer: dict[str, Any]) -> None:
+        measurement.samples.append(answer["seconds"])
+        measurement.cores, measurement.memory = answer["cores"], answer["memory"]
+        if answer["others"] is not None:
+            measurement.others.append(answer["others"])
 
     def content(self, begun: datetime, interrupted: bool) -> dict[str, Any]:
         """All that is known, as JSON has it."""
@@ -314,6 +321,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, metavar="SECONDS", default=40, help="of one size, unroll and threads")
     parser.add_argument("--longest", type=float, metavar="SECONDS", default=60, help="skip what takes longer a window")
     parser.add_argument("--jax-python", metavar="PATH", help="a Python that has JAX, if this one hasn't")
+    parser.add_argument("--passive-peers", action="store_true", help="peers' threads wait passively, as ours do")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(outputs/bench-DATE-TIME)")
     given = parser.parse_args(argv)
     given.sizes = given.sizes or list(SIZES[:2] if given.quick else SIZES)

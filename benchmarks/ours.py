@@ -1,4 +1,4 @@
-"""This project's engines and kernels, set up as `python -m l2l_runner.train` does."""
+"""The project's own engines and kernels, set up as `python -m l2l_runner.train` does."""
 
 from __future__ import annotations
 

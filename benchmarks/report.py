@@ -28,6 +28,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "forward-torch": {"color": "#E69F00", "marker": "s", "linestyle": ":", "markerfacecolor": "white"},
     "optimizee": {"color": "#999999", "marker": ".", "linestyle": ":"},
 }
+BOUND = "the bound: operations at peak"
 
 
 def median(values: Sequence[float]) -> float | None:
@@ -100,19 +101,28 @@ def markdown(content: Mapping[str, Any]) -> str:
         lines += ["", f"Peak with {threads(int(number))}, GFLOP/s: {kinds}; the best is the bound's."]
     if content["interrupted"]:
         lines += ["", "**Interrupted: some measurements are missing.**"]
+    lines += ["", crowd(content)]
     slashes = " / ".join(threads(number) for number in table.threads)
+    lines += ["", f"A window is an unroll of so many steps, its meta-gradient and an Adam step. Medians for {slashes}."]
     lines += [
-        "",
-        f"A window is an unroll of so many steps, its meta-gradient and an Adam step; medians, for {slashes}.",
+        "Faster: how many times as long eager PyTorch, JAX (a row a coordinate) or the seed's way takes. Bound: how"
     ]
-    lines += [
-        "Faster: how many times as long eager PyTorch, JAX or the seed's way takes. Bound: how many times as long"
-    ]
-    lines += ["as the LSTM's operations take at the peak. MB: peak memory above the optimizee's own."]
+    lines += ["many times as long as the LSTM's operations at the peak. MB: peak memory above the optimizee's own."]
     for coordinates, steps in table.shapes:
         lines += ["", f"## {coordinates:,} coordinates ({problems.kind(coordinates)}), {steps} steps", ""]
         lines += rows(table, coordinates, steps)
     return "\n".join(lines) + "\n"
+
+
+def crowd(content: Mapping[str, Any]) -> str:
+    """How much the machine had to do besides, which decides what the figures are worth."""
+    others = [value for m in content["measurements"] for value in m["others"]]
+    if not others:
+        return "What else the machine did meanwhile is unknown."
+    mean, crowded = statistics.mean(others), sum(value > 0.25 for value in others)
+    text = f"Other processes kept {mean:.2f} cores busy on average, over 0.25 in {crowded} of {len(others)} samples."
+    waiting = "all waited passively" if content["settings"]["passive_peers"] else "peers had their defaults"
+    return f"{text} Threads: {waiting}."
 
 
 def rows(table: Table, coordinates: int, steps: int) -> list[str]:
@@ -163,16 +173,17 @@ def picture(path: Path, content: Mapping[str, Any]) -> None:
     unroll = unrolls[0]
     size = problems.MLP if problems.MLP in sizes else sizes[0]
     figure = Figure(figsize=(11.5, 3.9 * len(table.threads)), layout="constrained")
-    grid = figure.subplots(len(table.threads), 2, squeeze=False)
+    grid = figure.subplots(len(table.threads), 2, squeeze=False, sharey=True)
     for number, (left, right) in zip(table.threads, grid, strict=True):
         title = f"windows of {unroll} steps, {threads(number)}"
         draw(left, table, [(n, unroll, number) for n in sizes], sizes, "coordinates", title)
         title = f"{size:,} coordinates, {threads(number)}"
         draw(right, table, [(size, n, number) for n in unrolls], unrolls, "steps of a window", title)
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in grid.flat:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=9)
+    labels = sorted(handles, key=[*(VARIANTS[name].label for name in table.variants), BOUND].index)
+    figure.legend([handles[label] for label in labels], labels, loc="outside right center", frameon=False, fontsize=9)
     machine = content["machine"]
     figure.suptitle(f"Cost of a meta-training window, {machine['processor']}, {machine['cores']} cores", fontsize=11)
     FigureCanvasAgg(figure)
@@ -189,9 +200,10 @@ def draw(
             axes.plot(*zip(*points, strict=True), label=VARIANTS[name].label, markersize=6, **STYLES[name])
     bounds = [(x, 1e3 * y) for x, cell in zip(ticks, cells, strict=True) if (y := table.bound(*cell))]
     if bounds:
-        axes.plot(*zip(*bounds, strict=True), color="black", linewidth=3, alpha=0.25, label="bound: operations at peak")
+        axes.plot(*zip(*bounds, strict=True), color="black", linewidth=3, alpha=0.25, label=BOUND)
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="ms a window")
     axes.set_title(title, fontsize=10, loc="left")
+    axes.yaxis.set_tick_params(labelleft=True)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Unavailable(Exception):
-    """This variant can't be had on this machine; the message says why."""
+    """The variant can't be had on this machine; the message says why."""
 
 
 class Estimate(NamedTuple):

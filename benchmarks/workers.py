@@ -52,7 +52,7 @@ VARIANTS = {
     "graph": Kind("graph engine", PRODUCT, bytes=GRAPH),
     "eager": Kind("clean eager PyTorch, nn.LSTM", {}, bytes=GRAPH),
     "jax": Kind("JAX, jit(value_and_grad(scan))", {}, bytes=2400),
-    "jax-columns": Kind("the same, a column a coordinate", {}, bytes=2400),
+    "jax-columns": Kind("JAX, a column a coordinate", {}, bytes=2400),
     "seed": Kind("the seed repository's way", {}, bytes=GRAPH, only=1280),
     "forward-cpp": Kind("forward only, C++ kernel", PRODUCT, backward=False),
     "forward-torch": Kind("forward only, PyTorch kernel", PRODUCT, backward=False),
@@ -60,10 +60,17 @@ VARIANTS = {
 }
 
 
-def environment(name: str, threads: int, inherited: dict[str, str]) -> dict[str, str]:
-    """The environment of a worker: as its user's would be, whatever the bench itself was started with."""
+def environment(name: str, threads: int, inherited: dict[str, str], passive: bool = False) -> dict[str, str]:
+    """The environment of a worker: as its user's would be, whatever the bench itself was started with.
+
+    Args:
+        name: of a variant.
+        threads: that it may use.
+        inherited: the bench's own.
+        passive: let peers' threads wait passively too, as ours do.
+    """
     clean = {k: v for k, v in inherited.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "MKL_", "XLA_", "JAX_"))}
-    clean |= VARIANTS[name].environment
+    clean |= PRODUCT if passive else VARIANTS[name].environment
     if name.startswith("jax"):  # XLA has no call for it
         clean |= {"JAX_PLATFORMS": "cpu", "NPROC": str(threads)}
         if threads == 1:
@@ -121,7 +128,7 @@ class Memory:
 
 def measure(variant: Variant, seconds: float) -> dict[str, Any]:
     """The mean cost of as many windows as fit into `seconds`, at least one."""
-    windows, begun, worked = 0, time.perf_counter(), time.process_time()
+    windows, begun, worked, busy = 0, time.perf_counter(), time.process_time(), busy_seconds()
     while True:
         value = variant.window()
         windows += 1
@@ -129,7 +136,17 @@ def measure(variant: Variant, seconds: float) -> dict[str, Any]:
         if taken * (windows + 1) / windows > seconds:
             break
     cores = (time.process_time() - worked) / taken
-    return {"seconds": taken / windows, "windows": windows, "cores": cores, "meta_loss": value}
+    others = None if busy is None else max(0.0, (busy_seconds() - busy) / taken - cores)
+    return {"seconds": taken / windows, "cores": cores, "others": others, "meta_loss": value}
+
+
+def busy_seconds() -> float | None:
+    """Processor time that the whole machine has spent on anything; None where the system doesn't tell."""
+    try:
+        user, nice, system, _, _, *rest = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    except (OSError, ValueError):
+        return None
+    return sum(map(int, (user, nice, system, *rest))) / os.sysconf("SC_CLK_TCK")
 
 
 def versions() -> dict[str, str]:
