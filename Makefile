@@ -3,9 +3,10 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-mnist test lint format wheel clean
+.PHONY: help setup train train-mnist test lint format bench bench-peers wheel clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +42,19 @@ format: $(READY) ## Bring the code into its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(READY) ## Measure a meta-training window against other ways to it (10 minutes on 2 cores; ARGS=--quick: 1)
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+$(PEERS)/.ready:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check 'jax[cpu]'
+	@touch $@
+
+bench-peers: $(READY) $(PEERS)/.ready ## The same with JAX, in a scratch environment of its own
+	$(BIN)/python -m benchmarks.bench --jax-python $(PEERS)/bin/python $(ARGS)
+
 wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean: ## Remove the environment and caches (outputs/ stays)
-	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(PEERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -104,10 +104,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines += ["", crowd(content)]
     slashes = " / ".join(threads(number) for number in table.threads)
     lines += ["", f"A window is an unroll of so many steps, its meta-gradient and an Adam step. Medians for {slashes}."]
-    lines += [
-        "Faster: how many times as long eager PyTorch, JAX (a row a coordinate) or the seed's way takes. Bound: how"
-    ]
-    lines += ["many times as long as the LSTM's operations at the peak. MB: peak memory above the optimizee's own."]
+    lines += ["Faster: how many times as long eager PyTorch, JAX (a row a coordinate) or the seed's way takes."]
+    lines += ["Bound: how many times as long as the LSTM's operations at the peak. MB: peak above the optimizee's own."]
     for coordinates, steps in table.shapes:
         lines += ["", f"## {coordinates:,} coordinates ({problems.kind(coordinates)}), {steps} steps", ""]
         lines += rows(table, coordinates, steps)
