@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.kernels.reference import _doubled, lstm_cell
 from l2l_runner.kernels.preprocessing import FEATURES, preprocess
+from l2l_runner.kernels.reference import _doubled, lstm_cell
 from problems import OPTIMIZER_FILES, PlainLSTM, lstm
 
 # Preprocessing

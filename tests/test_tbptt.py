@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from l2l_runner import streams
+from l2l_runner.kernels.preprocessing import FEATURES
 from l2l_runner.meta import TBPTT
 from l2l_runner.meta.tbptt import loss_weights
-from l2l_runner.kernels.preprocessing import FEATURES
-from l2l_runner.unroll import Graph, start, unroll
+from l2l_runner.unroll import start, unroll
 from problems import EVERY_OPTIMIZEE, RUNTIME, PlainLSTM, lstm, optimizee, problems
 
 KINDS = ("constant", "linear", "final")

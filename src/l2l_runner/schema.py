@@ -8,6 +8,7 @@ from typing import Any
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path
+from l2l_runner.kernels import KERNELS
 from l2l_runner.meta import TBPTT
 from l2l_runner.optimizees import OPTIMIZEES, Optimizee
 from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, HandDesigned, LSTMConfig
@@ -39,6 +40,7 @@ class Meta:
         second_order: keep the derivatives of the optimizee's gradients.
         engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
         coordinates: replay a random sample of so many coordinates a window (unbiased); null for all.
+        chunk: coordinates replayed at once, which bounds memory; null for as many as suit the kernel.
         max_skipped: stop after so many non-finite meta-gradients in a row.
         patience: stop after so many validations without a better score; null for never.
     """
@@ -54,6 +56,7 @@ class Meta:
     second_order: bool
     engine: str = choice("auto", "replay", "graph")
     coordinates: int | None = at_least(1)
+    chunk: int | None = at_least(1)
     max_skipped: int = at_least(1)
     patience: int | None = at_least(1)
 
@@ -88,6 +91,7 @@ class Meta:
             second_order=self.second_order,
             engine=engine,
             coordinates=self.coordinates,
+            chunk=self.chunk,
         )
 
 
@@ -163,6 +167,7 @@ class TrainConfig:
         evaluate: tune the baselines first, and compare with them at the end.
         evaluation: how to compare.
         device: where to compute.
+        kernel: what computes the LSTM: torch, cpp (the fused one), or auto, the fastest that can serve.
         data: where the data sets are.
         init: the checkpoint whose parameters are the start; null draws them at random.
         resume: the folder of the run to go on with; null starts a new one.
@@ -178,6 +183,7 @@ class TrainConfig:
     evaluate: bool
     evaluation: Evaluation
     device: Device
+    kernel: str = choice(*KERNELS)
     data: Data
     init: str | None = path()
     resume: str | None
@@ -193,6 +199,7 @@ class EvalConfig:
     score: str = choice(*SCORES)
     evaluation: Evaluation
     device: Device
+    kernel: str = choice(*KERNELS)
     data: Data
 
 

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 # What may differ between a run and its resumption: how long and how often, where and with what help, but not what
 # is computed.
 FREE_KEYS = (
-    *("resume", "evaluate", "evaluation", "data", "device.name", "device.threads"),
-    *("meta.steps", "meta.patience", "meta.max_skipped"),
+    *("resume", "evaluate", "evaluation", "data", "device.name", "device.threads", "kernel"),
+    *("meta.steps", "meta.patience", "meta.max_skipped", "meta.chunk"),
 )
 
 
@@ -156,6 +156,7 @@ class MetaTraining:
         self.config, self.composed, self.folder, self.runtime = config, composed, folder, runtime
         self.name = str(composed["optimizer"]["name"])
         self.optimizer = checkpoint.build_optimizer(composed, config.seed).to(runtime.device, runtime.dtype)
+        self.optimizer.use_kernel(config.kernel)
         if config.init is not None and not folder.last.exists():
             source = Path(config.init).expanduser()
             checkpoint.load_parameters(self.optimizer, checkpoint.load(source)["optimizer"], source)
@@ -202,8 +203,8 @@ class MetaTraining:
         """
         config, meta = self.config, self.config.meta
         log.info(
-            "Meta-training %s on %s: %d meta-steps of %d problems × %d steps, windows of %d, engine %s, on %s, "
-            "seed %d; in %s",
+            "Meta-training %s on %s: %d meta-steps of %d problems × %d steps, windows of %d, engine %s, kernel %s, "
+            "on %s, seed %d; in %s",
             self.name,
             config.optimizee.name,
             meta.steps,
@@ -211,6 +212,7 @@ class MetaTraining:
             config.unroll.steps,
             config.unroll.length,
             self.estimator.engine,
+            self.optimizer.kernel.name,
             self.runtime.device,
             config.seed,
             self.folder.path,

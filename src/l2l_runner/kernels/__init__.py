@@ -1,14 +1,11 @@
 """The arithmetic of the LSTM optimizer: one reference in plain PyTorch, and faster ways to the same numbers.
 
-To add a kernel: a file here with a class and an `unsupported`, and a line in `CANDIDATES`.
+To add a kernel: a file here with a class and an `unsupported`, and a line in `pick_kernel`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-
-import torch
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.kernels import cpp

@@ -75,7 +75,9 @@ class CppKernel(Kernel):
 
     def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         state, stride = _with_one_stride(state)
-        grads, cotangents = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (grads, cotangents))
+        grads, cotangents = (
+            tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (grads, cotangents)
+        )
         steps, _, columns = grads.shape
         sizes = [parameter.numel() for parameter in network.parameters]
         totals = torch.zeros(sum(sizes), dtype=torch.float64)

@@ -21,7 +21,7 @@
 #include <new>
 #include <vector>
 #if defined(__SSE__)
-#include <xmmintrin.h>
+#include <immintrin.h>
 #endif
 
 #define INLINE inline __attribute__((always_inline))
@@ -37,7 +37,6 @@ constexpr int BYTES = 16;
 #endif
 
 constexpr int VECTORS = 2;       // of a row of a block
-constexpr int UNITS = 2;         // hidden units whose four gates are computed at once: 4 · 2 · 2 sums in registers
 constexpr int FLUSH_EVERY = 32;  // blocks whose weight gradients are summed in single precision
 
 template <typename T>
@@ -59,28 +58,36 @@ INLINE Vector<T> broadcast(T value) {
   return Vector<T>{} + value;
 }
 
-template <typename T>
-INLINE Vector<T> clamp(Vector<T> x, T low, T high) {  // NaN stays NaN
-  x = x < low ? broadcast(low) : x;
-  return x > high ? broadcast(high) : x;
-}
+// The smaller and the larger of x and a bound; NaN stays NaN. GCC doesn't find these instructions by itself.
+#if defined(__AVX512F__)
+INLINE Vector<float> minimum(Vector<float> x, float high) { return _mm512_min_ps(broadcast(high), x); }
+INLINE Vector<float> maximum(Vector<float> x, float low) { return _mm512_max_ps(broadcast(low), x); }
+#elif defined(__AVX__)
+INLINE Vector<float> minimum(Vector<float> x, float high) { return _mm256_min_ps(broadcast(high), x); }
+INLINE Vector<float> maximum(Vector<float> x, float low) { return _mm256_max_ps(broadcast(low), x); }
+#else
+INLINE Vector<float> minimum(Vector<float> x, float high) { return x > high ? broadcast(high) : x; }
+INLINE Vector<float> maximum(Vector<float> x, float low) { return x < low ? broadcast(low) : x; }
+#endif
+INLINE Vector<double> minimum(Vector<double> x, double high) { return x > high ? broadcast(high) : x; }
+INLINE Vector<double> maximum(Vector<double> x, double low) { return x < low ? broadcast(low) : x; }
 
-// e^x for |x| ≤ 87: 2^n e^r with |r| ≤ ln 2 / 2, and the Taylor series of e^r, whose error there is under 1e-7.
+// e^x, for x cut off at ±87: 2^n e^r with |r| ≤ ln 2 / 2, and a polynomial for e^r that is good to 1.1e-7 (fitted to
+// minimise the largest relative error).
 INLINE Vector<float> exponential(Vector<float> x) {
   constexpr float shift = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer, which its low bits then hold
+  x = maximum(minimum(x, 87.0f), -87.0f);
   const Vector<float> shifted = x * 1.44269504088896341f + shift;
   const Vector<float> n = shifted - shift;
   const Vector<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-  Vector<float> series = broadcast(1.0f / 5040);
-  series = series * r + 1.0f / 720;
-  series = series * r + 1.0f / 120;
-  series = series * r + 1.0f / 24;
-  series = series * r + 1.0f / 6;
-  series = series * r + 0.5f;
-  series = series * r + 1.0f;
-  series = series * r + 1.0f;
+  Vector<float> polynomial = broadcast(0.0083125f);
+  polynomial = polynomial * r + 0.04189033f;
+  polynomial = polynomial * r + 0.16667115f;
+  polynomial = polynomial * r + 0.4999923f;
+  polynomial = polynomial * r + 1.0f;
+  polynomial = polynomial * r + 1.0f;
   const Integers exponent = ((Integers)shifted << 23) + (127 << 23);
-  return series * (Vector<float>)exponent;
+  return polynomial * (Vector<float>)exponent;
 }
 
 INLINE Vector<double> exponential(Vector<double> x) {
@@ -110,14 +117,10 @@ INLINE Vector<double> logarithm(Vector<double> x) {
   return x;
 }
 
+// σ(−x)
 template <typename T>
-INLINE Vector<T> sigmoid(Vector<T> x) {
-  return T(1) / (T(1) + exponential(clamp<T>(-x, T(-87), T(87))));
-}
-
-template <typename T>
-INLINE Vector<T> tanh(Vector<T> x) {
-  return T(2) * sigmoid<T>(x + x) - T(1);
+INLINE Vector<T> sigmoid_of_minus(Vector<T> x) {
+  return T(1) / (T(1) + exponential(x));
 }
 
 // --- what the caller gives -------------------------------------------------------------------------------------------
@@ -136,8 +139,10 @@ template <typename T>
 struct Model {
   int64_t hidden, layers, features;
   T p, smallest, largest, output_scale;
-  std::vector<const T*> weights, biases;
-  std::vector<std::vector<T>> transposed;  // of each layer, [inputs + hidden, 4 hidden]
+  // Of each layer, [4 hidden, inputs + hidden] and [4 hidden]: negated, and the candidate's doubled too, because
+  // σ(x) = 1 / (1 + e^−x) and tanh x = 2 σ(2x) − 1.
+  std::vector<std::vector<T>> weights, biases;
+  std::vector<std::vector<T>> transposed;  // of each layer, [inputs + hidden, 4 hidden], as given
   const T* readout_weight;
   T readout_bias;
 
@@ -152,14 +157,20 @@ struct Model {
         readout_weight(static_cast<const T*>(network.readout_weight)),
         readout_bias(*static_cast<const T*>(network.readout_bias)) {
     for (int64_t layer = 0; layer < layers; ++layer) {
-      weights.push_back(static_cast<const T*>(network.weights[layer]));
-      biases.push_back(static_cast<const T*>(network.biases[layer]));
-      if (!backward) continue;
+      const T* const weight = static_cast<const T*>(network.weights[layer]);
+      const T* const bias = static_cast<const T*>(network.biases[layer]);
       const int64_t rows = 4 * hidden, columns = inputs(layer) + hidden;
-      transposed.emplace_back(rows * columns);
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t column = 0; column < columns; ++column)
-          transposed[layer][column * rows + row] = weights[layer][row * columns + column];
+      weights.emplace_back(rows * columns);
+      biases.emplace_back(rows);
+      if (backward) transposed.emplace_back(rows * columns);
+      for (int64_t row = 0; row < rows; ++row) {
+        const T factor = row < 3 * hidden ? T(-1) : T(-2);
+        biases[layer][row] = factor * bias[row];
+        for (int64_t column = 0; column < columns; ++column) {
+          weights[layer][row * columns + column] = factor * weight[row * columns + column];
+          if (backward) transposed[layer][column * rows + row] = weight[row * columns + column];
+        }
+      }
     }
   }
 
@@ -184,31 +195,81 @@ INLINE void put(T* block, int64_t row, int vector, Vector<T> value) {
   *reinterpret_cast<Vector<T>*>(block + row * BLOCK<T> + vector * LANES<T>) = value;
 }
 
-// `rows` rows of `count` ≤ BLOCK columns out of a wider matrix into a block; what is missing becomes 0.
+// `rows` rows of `count` ≤ BLOCK columns out of a wider matrix into a block; what is missing becomes 0. The same rows
+// of the next block are called into the cache meanwhile: they lie far apart, and no CPU would guess them.
 template <typename T>
 void load(T* block, const T* matrix, int64_t stride, int64_t rows, int64_t count) {
-  for (int64_t row = 0; row < rows; ++row) {
-    T* to = block + row * BLOCK<T>;
-    if (count < BLOCK<T>) std::memset(to, 0, BLOCK<T> * sizeof(T));
-    std::memcpy(to, matrix + row * stride, count * sizeof(T));
+  for (int64_t row = 0; row < rows; ++row, block += BLOCK<T>, matrix += stride) {
+    if (count == BLOCK<T>) {
+      std::memcpy(block, matrix, BLOCK<T> * sizeof(T));
+      for (int v = 1; v <= VECTORS; ++v) __builtin_prefetch(matrix + BLOCK<T> + v * LANES<T> - 1);
+    } else {
+      std::memset(block, 0, BLOCK<T> * sizeof(T));
+      std::memcpy(block, matrix, count * sizeof(T));
+    }
   }
 }
 
 template <typename T>
 void store(T* matrix, int64_t stride, const T* block, int64_t rows, int64_t count) {
-  for (int64_t row = 0; row < rows; ++row)
-    std::memcpy(matrix + row * stride, block + row * BLOCK<T>, count * sizeof(T));
+  for (int64_t row = 0; row < rows; ++row, block += BLOCK<T>, matrix += stride) {
+    if (count == BLOCK<T>) {
+      std::memcpy(matrix, block, BLOCK<T> * sizeof(T));
+      for (int v = 1; v <= VECTORS; ++v) __builtin_prefetch(matrix + BLOCK<T> + v * LANES<T> - 1, 1);
+    } else {
+      std::memcpy(matrix, block, count * sizeof(T));
+    }
+  }
 }
 
-// sums[row][vector] += Σ_k weight[row · stride + k] block[k]
+// A value that is used many times: kept in a register, where the compiler would read it from memory at each use.
+#if defined(__x86_64__)
+#define IN_REGISTER(x) asm("" : "+v"(x))
+#else
+#define IN_REGISTER(x)
+#endif
+
+// sums[row][vector] += Σ_k weight[row][k] block[k]
 template <typename T, int ROWS>
-INLINE void multiply(Vector<T> (&sums)[ROWS][VECTORS], const T* const (&weight)[ROWS], const T* block, int64_t inner) {
+INLINE void multiply(Vector<T> (&sums)[ROWS][VECTORS], const T* weight, int64_t stride, const T* block, int64_t inner) {
   for (int64_t k = 0; k < inner; ++k) {
     Vector<T> x[VECTORS];
     for (int v = 0; v < VECTORS; ++v) x[v] = at(block, k, v);
     for (int row = 0; row < ROWS; ++row)
-      for (int v = 0; v < VECTORS; ++v) sums[row][v] += weight[row][k] * x[v];
+      for (int v = 0; v < VECTORS; ++v) sums[row][v] += weight[row * stride + k] * x[v];
   }
+}
+
+// A matrix product with a block: out = weight · (above, below) + bias, or + out where there is no bias. The columns of
+// `weight` [rows, n_above + n_below] belong to the rows of `above`, then to those of `below`.
+template <typename T, int ROWS>
+INLINE void product_rows(const T* weight, const T* bias, const T* above, int64_t n_above, const T* below,
+                         int64_t n_below, T* out) {
+  const int64_t stride = n_above + n_below;
+  Vector<T> sums[ROWS][VECTORS];
+  for (int row = 0; row < ROWS; ++row)
+    for (int v = 0; v < VECTORS; ++v) sums[row][v] = bias != nullptr ? broadcast(bias[row]) : at(out, row, v);
+  multiply<T, ROWS>(sums, weight, stride, above, n_above);
+  multiply<T, ROWS>(sums, weight + n_above, stride, below, n_below);
+  for (int row = 0; row < ROWS; ++row)
+    for (int v = 0; v < VECTORS; ++v) put(out, row, v, sums[row][v]);
+}
+
+template <typename T>
+void product(int64_t rows, const T* weight, const T* bias, const T* above, int64_t n_above, const T* below,
+             int64_t n_below, T* out) {
+  constexpr int AT_ONCE = 8;  // rows, each with VECTORS sums in registers
+  int64_t row = 0;
+  const auto skip = [&](int count) {
+    row += count;
+    weight += count * (n_above + n_below);
+    out += count * BLOCK<T>;
+    if (bias != nullptr) bias += count;
+  };
+  for (; row + AT_ONCE <= rows; skip(AT_ONCE))
+    product_rows<T, AT_ONCE>(weight, bias, above, n_above, below, n_below, out);
+  for (; row + 4 <= rows; skip(4)) product_rows<T, 4>(weight, bias, above, n_above, below, n_below, out);
+  for (; row < rows; skip(1)) product_rows<T, 1>(weight, bias, above, n_above, below, n_below, out);
 }
 
 // --- the forward pass ------------------------------------------------------------------------------------------------
@@ -222,82 +283,41 @@ void preprocess(const Model<T>& model, const T* grads, T* features) {
       continue;
     }
     Vector<T> magnitude = g < T(0) ? -g : g;
-    magnitude = magnitude < model.smallest ? broadcast(model.smallest) : magnitude;
-    put(features, 0, v, logarithm(magnitude) / model.p);
-    put(features, 1, v, clamp<T>(g * model.largest, T(-1), T(1)));
+    put(features, 0, v, logarithm(maximum(magnitude, model.smallest)) / model.p);
+    put(features, 1, v, maximum(minimum(g * model.largest, T(1)), T(-1)));
   }
 }
 
-// One layer's step for a block. `gates` and `tanh_c` are where the backward pass will look for them, or null.
-template <typename T, int UNITS_NOW>
-INLINE void cell_units(const Model<T>& model, int64_t layer, int64_t unit, const T* x, const T* h_before,
-                       const T* c_before, T* h, T* c, T* gates, T* tanh_c) {
-  const int64_t hidden = model.hidden, inputs = model.inputs(layer), width = inputs + hidden;
-  const T *of_x[4 * UNITS_NOW], *of_h[4 * UNITS_NOW];
-  Vector<T> sums[4 * UNITS_NOW][VECTORS];
-  for (int u = 0; u < UNITS_NOW; ++u)
-    for (int gate = 0; gate < 4; ++gate) {
-      const int64_t row = gate * hidden + unit + u;
-      of_x[4 * u + gate] = model.weights[layer] + row * width;
-      of_h[4 * u + gate] = of_x[4 * u + gate] + inputs;
-      for (int v = 0; v < VECTORS; ++v) sums[4 * u + gate][v] = broadcast(model.biases[layer][row]);
-    }
-  multiply<T>(sums, of_x, x, inputs);
-  multiply<T>(sums, of_h, h_before, hidden);
-  for (int u = 0; u < UNITS_NOW; ++u)
+// One layer's step for a block. Afterwards `gates` [4 hidden] holds all four after their nonlinearities and `tanh_c` the
+// tanh of c, as the backward pass wants them.
+template <typename T>
+void cell(const Model<T>& model, int64_t layer, const T* x, const T* h_before, const T* c_before, T* h, T* c, T* gates,
+          T* tanh_c) {
+  const int64_t hidden = model.hidden;
+  product(4 * hidden, model.weights[layer].data(), model.biases[layer].data(), x, model.inputs(layer), h_before, hidden,
+          gates);
+  // In two loops, so that no step of either waits for the one before.
+  for (int64_t row = 0; row < hidden; ++row)
     for (int v = 0; v < VECTORS; ++v) {
-      const int64_t row = unit + u;
-      const Vector<T> i = sigmoid<T>(sums[4 * u][v]), f = sigmoid<T>(sums[4 * u + 1][v]);
-      const Vector<T> o = sigmoid<T>(sums[4 * u + 2][v]), candidate = tanh<T>(sums[4 * u + 3][v]);
-      const Vector<T> following = f * at(c_before, row, v) + i * candidate;
-      const Vector<T> bounded = tanh<T>(following);
-      put(c, row, v, following);
-      put(h, row, v, o * bounded);
-      if (gates == nullptr) continue;
+      const Vector<T> i = sigmoid_of_minus<T>(at(gates, row, v));
+      const Vector<T> f = sigmoid_of_minus<T>(at(gates, hidden + row, v));
+      const Vector<T> candidate = T(2) * sigmoid_of_minus<T>(at(gates, 3 * hidden + row, v)) - T(1);
       put(gates, row, v, i);
       put(gates, hidden + row, v, f);
-      put(gates, 2 * hidden + row, v, o);
       put(gates, 3 * hidden + row, v, candidate);
-      put(tanh_c, row, v, bounded);
+      put(c, row, v, f * at(c_before, row, v) + i * candidate);
     }
-}
-
-template <typename T>
-void cell(const Model<T>& model, int64_t layer, const T* x, const T* h_before, const T* c_before, T* h, T* c,
-          T* gates = nullptr, T* tanh_c = nullptr) {
-  int64_t unit = 0;
-  for (; unit + UNITS <= model.hidden; unit += UNITS)
-    cell_units<T, UNITS>(model, layer, unit, x, h_before, c_before, h, c, gates, tanh_c);
-  for (; unit < model.hidden; ++unit)
-    cell_units<T, 1>(model, layer, unit, x, h_before, c_before, h, c, gates, tanh_c);
+  for (int64_t row = 0; row < hidden; ++row)
+    for (int v = 0; v < VECTORS; ++v) {
+      const Vector<T> o = sigmoid_of_minus<T>(at(gates, 2 * hidden + row, v));
+      const Vector<T> bounded = T(2) * sigmoid_of_minus<T>(T(-2) * at(c, row, v)) - T(1);
+      put(gates, 2 * hidden + row, v, o);
+      put(tanh_c, row, v, bounded);
+      put(h, row, v, o * bounded);
+    }
 }
 
 // --- the backward pass -----------------------------------------------------------------------------------------------
-
-// out[row] (+)= Σ_r weight[row][r] into_raw[r], for rows of the transposed weights.
-template <typename T, int ROWS>
-INLINE void through_weights(const T* transposed, const T* into_raw, int64_t inner, T* out, bool add) {
-  const T* rows[ROWS];
-  Vector<T> sums[ROWS][VECTORS];
-  for (int row = 0; row < ROWS; ++row) {
-    rows[row] = transposed + row * inner;
-    for (int v = 0; v < VECTORS; ++v) sums[row][v] = add ? at(out, row, v) : Vector<T>{};
-  }
-  multiply<T>(sums, rows, into_raw, inner);
-  for (int row = 0; row < ROWS; ++row)
-    for (int v = 0; v < VECTORS; ++v) put(out, row, v, sums[row][v]);
-}
-
-template <typename T>
-void through_weights(const T* transposed, const T* into_raw, int64_t inner, T* out, int64_t count, bool add) {
-  int64_t row = 0;
-  for (; row + 8 <= count; row += 8)
-    through_weights<T, 8>(transposed + row * inner, into_raw, inner, out + row * BLOCK<T>, add);
-  for (; row + 4 <= count; row += 4)
-    through_weights<T, 4>(transposed + row * inner, into_raw, inner, out + row * BLOCK<T>, add);
-  for (; row < count; ++row)
-    through_weights<T, 1>(transposed + row * inner, into_raw, inner, out + row * BLOCK<T>, add);
-}
 
 // Gates become derivatives with respect to what went into their nonlinearities; into_c goes on to the step before.
 template <typename T>
@@ -325,7 +345,10 @@ INLINE void outer_products(const T* left, const T* right, int64_t stride, int64_
   for (int64_t t = 0; t < steps; ++t, left += stride, right += stride)
     for (int v = 0; v < VECTORS; ++v) {
       Vector<T> x[COLUMNS];
-      for (int column = 0; column < COLUMNS; ++column) x[column] = at(right, column, v);
+      for (int column = 0; column < COLUMNS; ++column) {
+        x[column] = at(right, column, v);
+        IN_REGISTER(x[column]);
+      }
       for (int row = 0; row < 4; ++row) {
         const Vector<T> y = at(left, row, v);
         for (int column = 0; column < COLUMNS; ++column) products[row][column] += y * x[column];
@@ -445,8 +468,9 @@ struct Replay {
       cell_backward(hidden, into_raw, tanh_c(t, layer), c(t - 1, layer), into_this,
                     into_c.get() + layer * hidden * BLOCK<T>);
       const T* transposed = model.transposed[layer].data();
-      if (layer > 0) through_weights(transposed, into_raw, rows, into_this - hidden * BLOCK<T>, hidden, true);
-      through_weights(transposed + model.inputs(layer) * rows, into_raw, rows, into_this, hidden, false);
+      if (layer > 0) product<T>(hidden, transposed, nullptr, into_raw, rows, nullptr, 0, into_this - hidden * BLOCK<T>);
+      std::memset(into_this, 0, hidden * BLOCK<T> * sizeof(T));
+      product<T>(hidden, transposed + model.inputs(layer) * rows, nullptr, into_raw, rows, nullptr, 0, into_this);
     }
   }
 
@@ -485,7 +509,7 @@ int step(const Network& network, int64_t columns, const T* grads, const T* const
     const Model<T> model(network, false);
     const int64_t hidden = model.hidden, blocks = (columns + BLOCK<T> - 1) / BLOCK<T>;
     threads = std::max<int64_t>(1, std::min(threads, blocks));
-    const int64_t rows = model.features + 5 * hidden;
+    const int64_t rows = model.features + 10 * hidden;
     Buffer<T> memory(threads * rows * BLOCK<T>);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t thread = 0; thread < threads; ++thread) {
@@ -496,6 +520,8 @@ int step(const Network& network, int64_t columns, const T* grads, const T* const
       T* h = c_before + hidden * BLOCK<T>;
       T* below = h + hidden * BLOCK<T>;
       T* const c = below + hidden * BLOCK<T>;
+      T* const gates = c + hidden * BLOCK<T>;
+      T* const tanh_c = gates + 4 * hidden * BLOCK<T>;
       for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block) {
         const int64_t begin = block * BLOCK<T>, count = std::min<int64_t>(BLOCK<T>, columns - begin);
         alignas(BYTES) T row[BLOCK<T>];
@@ -504,7 +530,8 @@ int step(const Network& network, int64_t columns, const T* grads, const T* const
         for (int64_t layer = 0; layer < model.layers; ++layer) {
           load(h_before, state[2 * layer] + begin, state_stride, hidden, count);
           load(c_before, state[2 * layer + 1] + begin, state_stride, hidden, count);
-          cell(model, layer, layer == 0 ? features : below, h_before, c_before, h, c);
+          cell(model, layer, layer == 0 ? features : below, h_before, c_before, h, c, gates,
+               tanh_c);
           store(following[2 * layer] + begin, following_stride, h, hidden, count);
           store(following[2 * layer + 1] + begin, following_stride, c, hidden, count);
           std::swap(h, below);

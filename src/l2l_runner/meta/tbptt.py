@@ -89,7 +89,7 @@ class TBPTT(MetaGradient):
         """Chunk by chunk of coordinates; the sum over chunks is taken in double precision."""
         weights = weights / grads.shape[1]
         columns = grads.flatten(1).unsqueeze(1)
-        size = self.chunk or optimizer.chunk or columns.shape[-1]
+        size = self.chunk or optimizer.kernel.chunk or columns.shape[-1]
         parts = []
         for begin in range(0, columns.shape[-1], size):
             chunk = slice(begin, begin + size)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from l2l_runner.kernels import Kernel
 from l2l_runner.kernels import State as State
 
 
@@ -28,12 +29,20 @@ class LearnedOptimizer(nn.Module, Optimizer):
     """An update rule whose parameters are meta-learned.
 
     Attributes:
+        kernel: what computes it.
         coordinatewise: whether coordinates don't interact, so that some of them can be replayed by themselves.
-        chunk: coordinates that it likes to replay at once; None for any number.
     """
 
+    kernel: Kernel
     coordinatewise: bool
-    chunk: int | None
+
+    @abstractmethod
+    def use_kernel(self, name: str) -> None:
+        """Compute with the kernel of that name (`kernels.KERNELS`), where the parameters are now.
+
+        Raises:
+            ConfigError: it can't serve this rule there.
+        """
 
     def check(self, coordinates: int) -> None:
         """Refuse problems of a size that it wasn't built for; a coordinatewise rule fits all.

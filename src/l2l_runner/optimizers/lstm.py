@@ -45,7 +45,7 @@ class LSTM(LearnedOptimizer):
     problems (coordinatewise) or a whole problem.
 
     Attributes:
-        kernel: what computes it; plain PyTorch does wherever a graph is wanted.
+        kernel: what computes it where no graph is wanted; where one is, plain PyTorch does.
     """
 
     def __init__(self, config: LSTMConfig, coordinates: int, generator: torch.Generator):
@@ -80,11 +80,6 @@ class LSTM(LearnedOptimizer):
             )
 
     def use_kernel(self, name: str) -> None:
-        """Compute with the kernel of that name, where the parameters are now; see `kernels.pick_kernel`.
-
-        Raises:
-            ConfigError: it can't serve this network there.
-        """
         self.kernel = pick_kernel(name, self._network())
 
     def init(self, params: Tensor) -> State:
@@ -103,10 +98,6 @@ class LSTM(LearnedOptimizer):
 
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         return self.kernel.replay(self._network(), self._columns(grads), state, self._columns(cotangents))
-
-    @property
-    def chunk(self) -> int | None:  # type: ignore[override]
-        return self.kernel.chunk
 
     def _network(self) -> Network:
         return Network(
