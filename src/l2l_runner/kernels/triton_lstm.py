@@ -14,8 +14,9 @@ belongs to the program and is used again for its next block:
     h and c of each layer before each step and after the last, [steps + 1, hidden, C] each,
     ∂/∂x of the layers above the first, [steps, hidden, C], of two layers at most.
 
-Gates aren't stored but computed again on the way back: another quarter of the arithmetic, for two thirds of the
-traffic. The number of programs depends on the GPU alone, whatever the number of columns, and so does the scratch.
+Gates aren't stored but computed again on the way back: a third more arithmetic, for less than half of the traffic. The
+number of programs is bounded by the GPU, whatever the number of columns, and so the scratch is bounded too: with two
+layers of 20, 32 columns a block and 264 programs, 13 KB a step and program, 350 MB for 100 steps.
 
 The sums over columns and steps, which are the meta-gradient: within a block in the precision of the tensors, and from
 there on in float64, first over the blocks of a program, one after the other, then over programs. No atomics: the same
@@ -29,7 +30,7 @@ The arithmetic is that of reference.py.
 """
 
 # What Triton compiles is no Python to mypy, and its capitals are constants to the compiler.
-# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False, disallow-untyped-calls=False
+# mypy: disallow-untyped-decorators=False, disable-error-code="no-untyped-def,no-untyped-call"
 # ruff: noqa: N803, N806
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ except ImportError:  # not on this platform: `unsupported` says so
         return function
 
 
-LARGEST_HIDDEN = 64  # the weight gradients of a layer are eight tiles [H, H] in registers
 SMALLEST_TILE = 16  # rows, columns and depth of a matrix product
+LARGEST_TILE = 1024  # elements of [H, C]: four for each of 256 threads, or a replay doesn't fit in their registers
+PROGRAMS_A_PROCESSOR = 2
+SHARED = {16: 32, 32: 58, 64: 160}  # by H: KiB of shared memory that a replay in float32 was compiled to, or more
 
 
 def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -76,8 +79,12 @@ def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> s
         return f"the tensors are {str(dtype).removeprefix('torch.')}, not float32 or float64"
     if network.readout_weight.shape[0] != 1:
         return "the network is not coordinatewise"
-    if network.hidden > LARGEST_HIDDEN:
-        return f"hidden={network.hidden} is more than {LARGEST_HIDDEN}"
+    if network.hidden > max(SHARED):
+        return f"hidden={network.hidden} is more than {max(SHARED)}"
+    if device.type == "cuda":
+        needed = SHARED[_padded(network.hidden)] * 1024 * dtype.itemsize // 4
+        if needed > torch.cuda.get_device_properties(device).shared_memory_per_block_optin:
+            return f"hidden={network.hidden} needs more shared memory than this GPU has"
     return None
 
 
@@ -115,6 +122,7 @@ class TritonKernel(Kernel):
                 C=block,
                 num_warps=_warps(network, block),
                 num_stages=1,
+                enable_fp_fusion=True,
                 **_constants(network),
             )
         return updates, following
@@ -156,6 +164,7 @@ class TritonKernel(Kernel):
                 SLOTS=slots,
                 num_warps=_warps(network, block),
                 num_stages=1,
+                enable_fp_fusion=True,
                 **_constants(network),
             )
         into_parameters = sums.sum(0).to(grads.dtype).split(sizes)
@@ -167,17 +176,13 @@ class TritonKernel(Kernel):
         """Columns of a block: few enough to give all programs some, and to keep a tile in registers."""
         if self.columns is not None:
             return self.columns
-        largest = max(SMALLEST_TILE, TILE // _padded(network.hidden))
+        largest = max(SMALLEST_TILE, LARGEST_TILE // _padded(network.hidden))
         return min(largest, _padded(triton.cdiv(columns, programs)))
 
 
-TILE = 2048  # elements of the largest tile [H, C]
-PROGRAMS_A_PROCESSOR = 2
-
-
 def _warps(network: Network, block: int) -> int:
-    """Of 32 threads, with 8 or more elements of a tile a thread."""
-    return min(8, max(1, _padded(network.hidden) * block // 256))
+    """Of 32 threads, with 4 or more elements of a tile a thread."""
+    return min(8, max(1, _padded(network.hidden) * block // 128))
 
 
 def _padded(size: int) -> int:
@@ -260,7 +265,10 @@ def _gate(weight, bias, x, h, GATE: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: 
     of_x, of_h = _weights(weight, GATE, INPUTS, HIDDEN, x.shape[0], h.shape[0])
     row = tl.arange(0, h.shape[0])
     b = tl.load(bias + GATE * HIDDEN + row, row < HIDDEN, 0.0)
-    return _dot(of_x, x) + _dot(of_h, h) + b[:, None]
+    raw = _dot(of_x, x) + _dot(of_h, h) + b[:, None]
+    if h.shape[0] > HIDDEN:
+        raw = tl.where(row[:, None] < HIDDEN, raw, 0.0)  # 0 ∞ is no zero
+    return raw
 
 
 @jit
@@ -338,38 +346,37 @@ def _step_kernel(
 def _load_kept(kept, t, HIDDEN: tl.constexpr, H: tl.constexpr, C: tl.constexpr):
     """Tile [H, C] number t of a part [steps + 1, hidden, C] of the scratch."""
     row, column = tl.arange(0, H)[:, None], tl.arange(0, C)[None, :]
-    return tl.load(kept + (t * HIDDEN + row) * C + column, (row < HIDDEN) & (column < C), 0.0)
+    return tl.load(kept + (t * HIDDEN + row) * C + column, (row < HIDDEN), 0.0)
 
 
 @jit
 def _keep(kept, t, tile, HIDDEN: tl.constexpr, H: tl.constexpr, C: tl.constexpr):
     row, column = tl.arange(0, H)[:, None], tl.arange(0, C)[None, :]
-    tl.store(kept + (t * HIDDEN + row) * C + column, tile, (row < HIDDEN) & (column < C))
+    tl.store(kept + (t * HIDDEN + row) * C + column, tile, (row < HIDDEN))
 
 
 @jit
-def _gate_backward(
-    weight,
-    into_raw,
-    x,
-    h,
-    into_x,
-    into_h,
-    into_of_x,
-    into_of_h,
-    into_b,
-    GATE: tl.constexpr,
-    INPUTS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-):
-    """From into_raw [H, C], add to the derivatives by x and h (of the step before), and by a gate's own weights."""
-    of_x, of_h = _weights(weight, GATE, INPUTS, HIDDEN, x.shape[0], h.shape[0])
-    into_x += _dot(tl.trans(of_x), into_raw)
-    into_h += _dot(tl.trans(of_h), into_raw)
-    into_of_x += _dot(into_raw, tl.trans(x))
-    into_of_h += _dot(into_raw, tl.trans(h))
-    into_b += tl.sum(into_raw, 1)
-    return into_x, into_h, into_of_x, into_of_h, into_b
+def _into_inputs(weight, into_raw, x, INPUTS: tl.constexpr, HIDDEN: tl.constexpr):
+    """From into_raw, four of [H, C], the derivatives by x and by the h of the step before."""
+    into_x, into_h = tl.zeros_like(x), tl.zeros_like(into_raw[0])
+    for GATE in tl.static_range(4):
+        of_x, of_h = _weights(weight, GATE, INPUTS, HIDDEN, x.shape[0], into_h.shape[0])
+        into_x += _dot(tl.trans(of_x), into_raw[GATE])
+        into_h += _dot(tl.trans(of_h), into_raw[GATE])
+    return into_x, into_h
+
+
+@jit
+def _nothing(dtype: tl.constexpr, X: tl.constexpr, H: tl.constexpr):
+    """Of one gate: the sums of the derivatives by its weights of x and of h, and by its biases."""
+    return tl.zeros([H, X], dtype), tl.zeros([H, H], dtype), tl.zeros([H], dtype)
+
+
+@jit
+def _more(sums, into_raw, x, h):
+    of_x = sums[0] + _dot(into_raw, tl.trans(x))
+    of_h = sums[1] + _dot(into_raw, tl.trans(h))
+    return of_x, of_h, sums[2] + tl.sum(into_raw, 1)
 
 
 @jit
@@ -378,25 +385,13 @@ def _add(sums, tile, mask):
 
 
 @jit
-def _add_gate(
-    into_weight,
-    into_bias,
-    of_x,
-    of_h,
-    b,
-    GATE: tl.constexpr,
-    INPUTS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    X: tl.constexpr,
-    H: tl.constexpr,
-):
-    """Add a block's derivatives by a gate's weights [H, X], [H, H] and biases [H] to the program's."""
-    row, from_x, from_h = tl.arange(0, H)[:, None], tl.arange(0, X)[None, :], tl.arange(0, H)[None, :]
-    at = into_weight + (GATE * HIDDEN + row) * (INPUTS + HIDDEN)
-    _add(at + from_x, of_x, (row < HIDDEN) & (from_x < INPUTS))
-    _add(at + INPUTS + from_h, of_h, (row < HIDDEN) & (from_h < HIDDEN))
-    row = tl.arange(0, H)
-    _add(into_bias + GATE * HIDDEN + row, b, row < HIDDEN)
+def _add_gate(weight, bias, sums, GATE: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: tl.constexpr):
+    """Add a block's sums of one gate to the program's."""
+    row, from_x, from_h = tl.arange(0, sums[0].shape[0]), tl.arange(0, sums[0].shape[1]), tl.arange(0, sums[1].shape[1])
+    at = weight + (GATE * HIDDEN + row[:, None]) * (INPUTS + HIDDEN)
+    _add(at + from_x[None, :], sums[0], (row[:, None] < HIDDEN) & (from_x[None, :] < INPUTS))
+    _add(at + INPUTS + from_h[None, :], sums[1], (row[:, None] < HIDDEN) & (from_h[None, :] < HIDDEN))
+    _add(bias + GATE * HIDDEN + row, sums[2], row < HIDDEN)
 
 
 @jit
@@ -482,18 +477,10 @@ def _replay_kernel(
             w = tl.load(readout_weight + tl.arange(0, H), tl.arange(0, H) < HIDDEN, 0.0)
             into_w = tl.zeros([H], scratch.dtype.element_ty)
             into_out_sum = tl.zeros([C], scratch.dtype.element_ty)
-            i_of_x = tl.zeros([H, F if LAYER == 0 else H], scratch.dtype.element_ty)
-            i_of_h = tl.zeros([H, H], scratch.dtype.element_ty)
-            i_b = tl.zeros([H], scratch.dtype.element_ty)
-            f_of_x = tl.zeros([H, F if LAYER == 0 else H], scratch.dtype.element_ty)
-            f_of_h = tl.zeros([H, H], scratch.dtype.element_ty)
-            f_b = tl.zeros([H], scratch.dtype.element_ty)
-            o_of_x = tl.zeros([H, F if LAYER == 0 else H], scratch.dtype.element_ty)
-            o_of_h = tl.zeros([H, H], scratch.dtype.element_ty)
-            o_b = tl.zeros([H], scratch.dtype.element_ty)
-            candidate_of_x = tl.zeros([H, F if LAYER == 0 else H], scratch.dtype.element_ty)
-            candidate_of_h = tl.zeros([H, H], scratch.dtype.element_ty)
-            candidate_b = tl.zeros([H], scratch.dtype.element_ty)
+            of_i = _nothing(scratch.dtype.element_ty, F if LAYER == 0 else H, H)
+            of_f = _nothing(scratch.dtype.element_ty, F if LAYER == 0 else H, H)
+            of_o = _nothing(scratch.dtype.element_ty, F if LAYER == 0 else H, H)
+            of_candidate = _nothing(scratch.dtype.element_ty, F if LAYER == 0 else H, H)
             for back in range(steps):
                 t = steps - 1 - back
                 if LAYER == 0:
@@ -504,7 +491,13 @@ def _replay_kernel(
                 h_before = _load_kept(kept_h, t, HIDDEN, H, C)
                 c_before = _load_kept(kept_c, t, HIDDEN, H, C)
                 h, c, i, f, o, candidate, tanh_c = _cell(
-                    weights[LAYER], biases[LAYER], x, h_before, c_before, FEATURES if LAYER == 0 else HIDDEN, HIDDEN
+                    weights[LAYER],
+                    biases[LAYER],
+                    x,
+                    h_before,
+                    c_before,
+                    FEATURES if LAYER == 0 else HIDDEN,
+                    HIDDEN,
                 )
                 if LAYER == LAYERS - 1:
                     into_out = tl.load(cotangents_at + tl.cast(t, tl.int64) * cotangents_step, real, 0.0) * SCALE
@@ -519,117 +512,28 @@ def _replay_kernel(
                 into_o = into_h * tanh_c * o * (1 - o)
                 into_candidate = into_c * i * (1 - candidate * candidate)
                 into_c *= f
-                into_h = tl.zeros_like(into_c)
-                into_x = tl.zeros_like(x)
-                into_x, into_h, i_of_x, i_of_h, i_b = _gate_backward(
-                    weights[LAYER],
-                    into_i,
-                    x,
-                    h_before,
-                    into_x,
-                    into_h,
-                    i_of_x,
-                    i_of_h,
-                    i_b,
-                    0,
-                    FEATURES if LAYER == 0 else HIDDEN,
-                    HIDDEN,
-                )
-                into_x, into_h, f_of_x, f_of_h, f_b = _gate_backward(
-                    weights[LAYER],
-                    into_f,
-                    x,
-                    h_before,
-                    into_x,
-                    into_h,
-                    f_of_x,
-                    f_of_h,
-                    f_b,
-                    1,
-                    FEATURES if LAYER == 0 else HIDDEN,
-                    HIDDEN,
-                )
-                into_x, into_h, o_of_x, o_of_h, o_b = _gate_backward(
-                    weights[LAYER],
-                    into_o,
-                    x,
-                    h_before,
-                    into_x,
-                    into_h,
-                    o_of_x,
-                    o_of_h,
-                    o_b,
-                    2,
-                    FEATURES if LAYER == 0 else HIDDEN,
-                    HIDDEN,
-                )
-                into_x, into_h, candidate_of_x, candidate_of_h, candidate_b = _gate_backward(
-                    weights[LAYER],
-                    into_candidate,
-                    x,
-                    h_before,
-                    into_x,
-                    into_h,
-                    candidate_of_x,
-                    candidate_of_h,
-                    candidate_b,
-                    3,
-                    FEATURES if LAYER == 0 else HIDDEN,
-                    HIDDEN,
-                )
+                of_i = _more(of_i, into_i, x, h_before)
+                of_f = _more(of_f, into_f, x, h_before)
+                of_o = _more(of_o, into_o, x, h_before)
+                of_candidate = _more(of_candidate, into_candidate, x, h_before)
+                into_raw = (into_i, into_f, into_o, into_candidate)
+                into_x, into_h = _into_inputs(weights[LAYER], into_raw, x, FEATURES if LAYER == 0 else HIDDEN, HIDDEN)
                 if LAYER > 0:
                     _keep(into_x_below, t, into_x, HIDDEN, H, C)
+
             if LAYER == LAYERS - 1:
                 row = tl.arange(0, H)
                 _add(into_readout + sums + row, into_w, row < HIDDEN)
                 one = tl.arange(0, 1)
                 _add(into_readout_bias + sums + one, tl.sum(into_out_sum[None, :], 1), one < 1)
-            _add_gate(
-                into_weights[LAYER] + sums,
-                into_biases[LAYER] + sums,
-                i_of_x,
-                i_of_h,
-                i_b,
-                0,
-                FEATURES if LAYER == 0 else HIDDEN,
-                HIDDEN,
-                F if LAYER == 0 else H,
-                H,
-            )
-            _add_gate(
-                into_weights[LAYER] + sums,
-                into_biases[LAYER] + sums,
-                f_of_x,
-                f_of_h,
-                f_b,
-                1,
-                FEATURES if LAYER == 0 else HIDDEN,
-                HIDDEN,
-                F if LAYER == 0 else H,
-                H,
-            )
-            _add_gate(
-                into_weights[LAYER] + sums,
-                into_biases[LAYER] + sums,
-                o_of_x,
-                o_of_h,
-                o_b,
-                2,
-                FEATURES if LAYER == 0 else HIDDEN,
-                HIDDEN,
-                F if LAYER == 0 else H,
-                H,
-            )
-            _add_gate(
-                into_weights[LAYER] + sums,
-                into_biases[LAYER] + sums,
-                candidate_of_x,
-                candidate_of_h,
-                candidate_b,
-                3,
-                FEATURES if LAYER == 0 else HIDDEN,
-                HIDDEN,
-                F if LAYER == 0 else H,
-                H,
-            )
+            of_gates = (of_i, of_f, of_o, of_candidate)
+            for GATE in tl.static_range(4):
+                _add_gate(
+                    into_weights[LAYER] + sums,
+                    into_biases[LAYER] + sums,
+                    of_gates[GATE],
+                    GATE,
+                    FEATURES if LAYER == 0 else HIDDEN,
+                    HIDDEN,
+                )
             tl.debug_barrier()
