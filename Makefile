@@ -42,7 +42,7 @@ format: $(READY) ## Bring the code into its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Measure a meta-training window against other ways to it (10 minutes on 2 cores; ARGS=--quick: 1)
+bench: $(READY) ## Measure a meta-training window against other ways to it (10 minutes on 2 cores; ARGS=--quick: 2)
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 $(PEERS)/.ready:
