@@ -74,7 +74,7 @@ class Failed(Exception):
 class Worker:
     """A variant in a process of its own, in a process group of its own: Ctrl-C is the parent's to hear."""
 
-    def __init__(self, name: str, python: str, file: Path, cell: Cell, folder: Path, passive: bool):
+    def __init__(self, name: str, python: str, file: Path, cell: Cell, folder: Path, briefly: bool):
         self.log = folder / f"{name}.log"
         command = [python, "-m", "benchmarks.workers", name, str(file)]
         command += ["--steps", str(cell.steps), "--threads", str(cell.threads)]
@@ -82,7 +82,7 @@ class Worker:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=environment(name, cell.threads, dict(os.environ), passive),
+                env=environment(name, cell.threads, dict(os.environ), briefly),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -209,7 +209,7 @@ class Bench:
         try:
             for m in chosen:
                 python = self.given.jax_python if m.variant.startswith("jax") else sys.executable
-                workers.append((m, Worker(m.variant, python, file, cell, folder, self.given.passive_peers)))
+                workers.append((m, Worker(m.variant, python, file, cell, folder, self.given.brief_peers)))
             yield [(m, worker) for m, worker in workers if self._ready(m, worker)]
         finally:
             for _, worker in workers:
@@ -321,7 +321,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, metavar="SECONDS", default=40, help="of one size, unroll and threads")
     parser.add_argument("--longest", type=float, metavar="SECONDS", default=60, help="skip what takes longer a window")
     parser.add_argument("--jax-python", metavar="PATH", help="a Python that has JAX, if this one hasn't")
-    parser.add_argument("--passive-peers", action="store_true", help="peers' threads wait passively, as ours do")
+    parser.add_argument("--brief-peers", action="store_true", help="peers' threads spin as briefly as ours")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(outputs/bench-DATE-TIME)")
     given = parser.parse_args(argv)
     given.sizes = given.sizes or list(SIZES[:2] if given.quick else SIZES)

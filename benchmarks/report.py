@@ -121,7 +121,7 @@ def crowd(content: Mapping[str, Any]) -> str:
         return "What else the machine did meanwhile is unknown."
     mean, crowded = statistics.mean(others), sum(value > 0.25 for value in others)
     text = f"Other processes kept {mean:.2f} cores busy on average, over 0.25 in {crowded} of {len(others)} samples."
-    waiting = "all waited passively" if content["settings"]["passive_peers"] else "peers had their defaults"
+    waiting = "all spun as briefly as ours" if content["settings"]["brief_peers"] else "peers had their defaults"
     return f"{text} Threads: {waiting}."
 
 

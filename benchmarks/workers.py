@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks import problems
 from benchmarks.variant import Unavailable, Variant
+from l2l_runner.cli import ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Kind:
     backward: bool = True
 
 
-PRODUCT = {"OMP_WAIT_POLICY": "PASSIVE"}  # as l2l_runner.cli.launch sets it
+PRODUCT = ENVIRONMENT
 VARIANTS = {
     "replay-cpp": Kind("replay, C++ kernel", PRODUCT, bytes=8),
     "replay-torch": Kind("replay, PyTorch kernel", PRODUCT, bytes=8),
@@ -57,17 +58,17 @@ VARIANTS = {
 }
 
 
-def environment(name: str, threads: int, inherited: dict[str, str], passive: bool = False) -> dict[str, str]:
+def environment(name: str, threads: int, inherited: dict[str, str], briefly: bool = False) -> dict[str, str]:
     """The environment of a worker: as its user's would be, whatever the bench itself was started with.
 
     Args:
         name: of a variant.
         threads: that it may use.
         inherited: the bench's own.
-        passive: let peers' threads wait passively too, as ours do.
+        briefly: let peers' threads spin as briefly as ours do.
     """
     clean = {k: v for k, v in inherited.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "MKL_", "XLA_", "JAX_"))}
-    clean |= PRODUCT if passive else VARIANTS[name].environment
+    clean |= PRODUCT if briefly else VARIANTS[name].environment
     if name.startswith("jax"):  # XLA has no call for it
         clean |= {"JAX_PLATFORMS": "cpu", "NPROC": str(threads)}
         if threads == 1:

@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import bench, problems, report, workers
 from benchmarks.variant import Estimate, Unavailable
 
+from l2l_runner.cli import ENVIRONMENT
+
 KINDS = {
     "quadratics": lambda: problems.quadratics(5, 4),
     "mlp": lambda: problems.mlp(5, hidden=3, side=5, minibatch=7),
@@ -105,8 +107,8 @@ def test_problems_have_their_sizes_and_kinds() -> None:
 def test_a_workers_environment_is_its_users() -> None:
     bench_s = {"PATH": "/bin", "OMP_NUM_THREADS": "7", "MKL_NUM_THREADS": "7", "XLA_FLAGS": "--x", "KMP_BLOCKTIME": "0"}
     assert workers.environment("eager", 2, bench_s) == {"PATH": "/bin"}
-    assert workers.environment("replay-torch", 2, bench_s) == {"PATH": "/bin", "OMP_WAIT_POLICY": "PASSIVE"}
-    assert workers.environment("eager", 2, bench_s, passive=True)["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert workers.environment("replay-torch", 2, bench_s) == {"PATH": "/bin", **ENVIRONMENT}
+    assert workers.environment("eager", 2, bench_s, briefly=True) == {"PATH": "/bin", **ENVIRONMENT}
     assert workers.environment("jax", 1, bench_s)["NPROC"] == "1"
 
 

@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 PATHS = ("checkpoint", "init", "data.root", "hydra.run.dir", "hydra.sweep.dir")
 """Keys whose values are paths."""
 
+ENVIRONMENT = {"GOMP_SPINCOUNT": "3000"}
+"""How long PyTorch's threads spin before they sleep, read when it is first imported: by default so long that a shared
+machine comes to a crawl; not at all would cost up to half of the speed on a free one."""
+
 Job = Callable[[dict[str, Any], Path], dict[str, Any]]
 """A composed configuration and the run's folder in; a result with `status` and `score` out."""
 
@@ -56,10 +60,8 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
     OmegaConf.register_new_resolver(
         "unique", lambda: f"{time.time_ns() // 1000 % 1_000_000:06d}-{os.getpid()}", use_cache=True, replace=True
     )
-    # How long PyTorch's threads spin before they sleep, read when it is first imported. By default it is so long that
-    # a shared machine comes to a crawl, and not at all costs up to half of the speed on a free one.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     logging.raiseExceptions = False  # a full disk is reported where it matters, not by the log file's handler
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     argv = sys.argv

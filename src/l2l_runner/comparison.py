@@ -16,6 +16,7 @@ from l2l_runner.optimizees import Optimizee
 from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Evaluation
+from l2l_runner.stopping import stop_point
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def tuned_baselines(
             def score_of(candidate: HandDesigned, name: str = name) -> float:
                 bar.set_postfix_str(f"{name} lr={candidate.lr:.3g}")
                 bar.update()
-                return run(candidate, optimizee, seeds, steps, runtime, evaluation.chunk).score(score)
+                return run(candidate, optimizee, seeds, steps, runtime, evaluation.chunk, stop_point).score(score)
 
             tuned[name], tried = tune(baseline, score_of, evaluation.tune)
             if tried and not math.isfinite(dict(tried)[tuned[name].lr]):
@@ -69,7 +70,12 @@ def compare(
     with tqdm(total=total, desc="comparing", unit="step", leave=False, disable=None) as bar:
         for name, optimizer in {**learned, **baselines}.items():
             bar.set_postfix_str(name)
-            curves[name] = run(optimizer, optimizee, seeds, steps, runtime, chunk, bar.update)
+
+            def on_step() -> None:
+                bar.update()
+                stop_point()
+
+            curves[name] = run(optimizer, optimizee, seeds, steps, runtime, chunk, on_step)
     rates: dict[str, float | None] = dict.fromkeys(learned)
     return Comparison(optimizee.name, curves, rates | {name: baseline.lr for name, baseline in baselines.items()})
 

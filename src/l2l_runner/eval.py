@@ -20,6 +20,7 @@ def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     from l2l_runner.evaluation import mean_ci
     from l2l_runner.folder import RunFolder
     from l2l_runner.runtime import machine_settings, runtime_of
+    from l2l_runner.stopping import stop_requests
 
     source = _source(str(composed["checkpoint"]))
     content = checkpoint.load(source)
@@ -39,7 +40,7 @@ def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     problems = config.evaluation.problems or config.optimizee.test_problems
     name = str(trained["optimizer"]["name"])
     log.info("%s, trained on %s for %d meta-steps", source, trained["optimizee"]["name"], content["progress"]["step"])
-    with machine_settings(config.device.threads):
+    with machine_settings(config.device.threads), stop_requests():
         baselines = tuned_baselines(config.evaluation, config.optimizee, seed, steps, config.score, runtime)
         comparison = compare(
             {name: optimizer}, baselines, config.optimizee, seed, problems, steps, runtime, config.evaluation.chunk

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from l2l_runner import checkpoint, plotting, streams
@@ -24,6 +21,7 @@ from l2l_runner.folder import RunFolder
 from l2l_runner.optimizers import HandDesigned
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Meta, TrainConfig
+from l2l_runner.stopping import stop_requests
 
 log = logging.getLogger(__name__)
 
@@ -74,27 +72,6 @@ class Outcome:
     score: float
     final: dict[str, float]
     sum: dict[str, float]
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that receives the number of a SIGINT or SIGTERM; a second one interrupts at once."""
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # signals reach the main thread only
-        return
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def learning_rate(meta: Meta, step: int) -> float:
@@ -160,7 +137,7 @@ class MetaTraining:
         if config.init is not None and not folder.last.exists():
             source = Path(config.init).expanduser()
             checkpoint.load_parameters(self.optimizer, checkpoint.load(source)["optimizer"], source)
-        self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr)
+        self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr, fused=True)
         assert not isinstance(config.optimizer, HandDesigned)
         self.estimator = config.meta.estimator(config.unroll, config.optimizer)
         self.progress = Progress()
@@ -217,10 +194,15 @@ class MetaTraining:
             config.seed,
             self.folder.path,
         )
+        with stop_requests() as stop:
+            return self._train(stop)
+
+    def _train(self, stop: list[int]) -> Outcome:
+        config, meta = self.config, self.config.meta
         status = "completed"
         baselines = self._baselines() if config.evaluate else {}
         shown = self._shown(baselines)
-        with stop_requests() as stop, self._bar() as bar:
+        with self._bar() as bar:
             while True:
                 progress = self.progress
                 due = progress.step % meta.validate_every == 0 or progress.step >= meta.steps
@@ -257,27 +239,34 @@ class MetaTraining:
 
     def _meta_step(self, bar: tqdm[Any]) -> None:
         config, meta, step = self.config, self.config.meta, self.progress.step
-        seeds = streams.seeds(config.seed, "train", step * config.meta_batch, config.meta_batch)
+        seeds = streams.seeds(config.seed, "train", step * config.meta_batch, config.meta_batch, self.runtime.device)
         problem = config.optimizee.sample(seeds, self.runtime)
         lr = learning_rate(meta, step)
         for group in self.meta_optimizer.param_groups:
             group["lr"] = lr
-        meta_loss, final, norms = 0.0, math.nan, []
+        # What isn't finite never reaches the parameters, and the rest of that trajectory is lost with it. All of that
+        # is decided on the device; the host waits for it once, at the end, to log.
+        usable = torch.ones((), device=self.runtime.device)
+        figures: list[Tensor] = []
         for estimate in self.estimator.estimates(self.optimizer, problem):
             norm = torch.nn.utils.get_total_norm(estimate.grads)
-            meta_loss += estimate.meta_loss.item()
-            final = estimate.losses[-1].mean().item()
-            if not (math.isfinite(meta_loss) and math.isfinite(norm.item())):
-                # What isn't finite never reaches the parameters, and the rest of this trajectory is lost with it.
-                skipped, in_row = self.progress.skipped + 1, self.progress.skipped_in_row + 1
-                self.progress = replace(self.progress, skipped=skipped, skipped_in_row=in_row)
-                meta_loss = math.nan
-                break
-            norms.append(norm.item())
-            scale = 1.0 if meta.clip is None else min(1.0, meta.clip / (norms[-1] + 1e-12))
+            usable = usable * (torch.isfinite(estimate.meta_loss) & torch.isfinite(norm))
+            scale = 1.0 if meta.clip is None else (meta.clip / (norm + 1e-12)).clamp(max=1)
             for parameter, grad in zip(self.optimizer.parameters(), estimate.grads, strict=True):
                 parameter.grad = grad * scale
+            # Where it is 1, a fused optimizer leaves everything as it is.
+            self.meta_optimizer.found_inf = 1 - usable  # type: ignore[attr-defined]
             self.meta_optimizer.step()
+            figures.append(torch.stack([estimate.meta_loss, estimate.losses[-1].mean(), norm, usable.to(norm)]))
+        windows = torch.stack(figures).tolist()
+        norms = [norm for _, _, norm, used in windows if used]
+        final = windows[-1][1]
+        meta_loss = sum(window[0] for window in windows)
+        if len(norms) < len(windows):
+            in_row = self.progress.skipped_in_row + 1 if not norms else 1
+            self.progress = replace(self.progress, skipped=self.progress.skipped + 1, skipped_in_row=in_row)
+            meta_loss = math.nan
+        else:
             self.progress = replace(self.progress, skipped_in_row=0)
         self.progress = replace(self.progress, step=step + 1)
         mean_loss = meta_loss / config.unroll.steps

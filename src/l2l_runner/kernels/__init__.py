@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.kernels import cpp
+from l2l_runner.kernels import cpp, triton_lstm
 from l2l_runner.kernels.base import Kernel, Network, State
 from l2l_runner.kernels.preprocessing import FEATURES, preprocess
 from l2l_runner.kernels.reference import TorchKernel
 
 __all__ = ["FEATURES", "KERNELS", "Kernel", "Network", "State", "TorchKernel", "pick_kernel", "preprocess"]
 
-KERNELS = ("auto", "torch", "cpp")
+KERNELS = ("auto", "torch", "cpp", "triton")
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,14 @@ def pick_kernel(name: str, network: Network) -> Kernel:
     Raises:
         ConfigError: a kernel was asked for by name and can't serve.
     """
-    parameter = network.readout_weight
     if name == "torch":
         return TorchKernel()
-    reason = cpp.unsupported(parameter.device, parameter.dtype, len(parameter), network.preprocessing)
+    place = network.readout_weight.device, network.readout_weight.dtype
+    fused = name if name != "auto" else "triton" if place[0].type == "cuda" else "cpp"
+    reason = {"cpp": cpp, "triton": triton_lstm}[fused].unsupported(network, *place)
     if reason is None:
-        return cpp.CppKernel()
-    if name == "cpp":
-        raise ConfigError(f"kernel=cpp cannot be had: {reason}; use kernel=auto or kernel=torch.")
-    log.info("The fused kernel cannot be had (%s): plain PyTorch computes the same, more slowly.", reason)
-    return TorchKernel()
+        return cpp.CppKernel() if fused == "cpp" else triton_lstm.TritonKernel()
+    if name == "auto":
+        log.info("Kernel %s cannot be had (%s): plain PyTorch computes the same, more slowly.", fused, reason)
+        return TorchKernel()
+    raise ConfigError(f"kernel={name} cannot be had here ({reason}): use kernel=auto or kernel=torch.")

@@ -34,16 +34,16 @@ class _Network(ctypes.Structure):
     )
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, width: int, preprocessing: str) -> str | None:
+def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this kernel can't serve, in a phrase; None where it can."""
     if device.type != "cpu":
         return f"it computes on the CPU, not on {device}"
     if dtype not in SUFFIXES:
         return f"it has no {dtype}"
-    if width != 1:
+    if len(network.readout_weight) != 1:
         return "it is for coordinatewise optimizers"
-    if preprocessing not in ("none", "log_sign"):
-        return f"it has no preprocessing {preprocessing}"
+    if network.preprocessing not in ("none", "log_sign"):
+        return f"it has no preprocessing {network.preprocessing}"
     try:
         load_library(SOURCE)
     except BuildError as error:
@@ -75,9 +75,7 @@ class CppKernel(Kernel):
 
     def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         state, stride = _with_one_stride(state)
-        grads, cotangents = (
-            tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (grads, cotangents)
-        )
+        grads, cotangents = _with_rows(grads), _with_rows(cotangents)
         steps, _, columns = grads.shape
         sizes = [parameter.numel() for parameter in network.parameters]
         totals = torch.zeros(sum(sizes), dtype=torch.float64)
@@ -86,7 +84,7 @@ class CppKernel(Kernel):
             *(grads.data_ptr(), grads.stride(0), _pointers(state), stride),
             *(cotangents.data_ptr(), cotangents.stride(0), totals.data_ptr()),
         )
-        parts = totals.to(grads.dtype).split(sizes)
+        parts = torch.split(totals.to(grads.dtype), sizes)
         return tuple(part.view_as(like) for part, like in zip(parts, network.parameters, strict=True))
 
 
@@ -101,8 +99,13 @@ def _function(name: str, dtype: torch.dtype) -> Any:
     return function
 
 
+def _with_rows(tensor: Tensor) -> Tensor:
+    """The same with contiguous rows: slices of columns need no copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
 def _with_one_stride(state: State) -> tuple[State, int]:
-    """The same state as rows of one stride, as the library takes it: slices of columns need no copy."""
+    """The same with contiguous rows, at one distance in all tensors."""
     stride = state[0].stride(0)
     if any(tensor.stride() != (stride, 1) for tensor in state):
         state = tuple(tensor.contiguous() for tensor in state)
