@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from l2l_runner.cli import ENVIRONMENT
+
+os.environ.update({**ENVIRONMENT, **os.environ})  # before PyTorch is imported: several workers share the CPU
 pytest.register_assert_rewrite("running")
 
 from running import QUICK, TINY, Ended, sketch, train  # noqa: E402
