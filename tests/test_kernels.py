@@ -689,6 +689,71 @@ def test_a_chunk_bounds_what_is_replayed_at_once(asked: int | None, liked: int |
     assert kernel.steps == 7
 
 
+class Counting(TorchKernel):
+    """Counts the steps that were recorded on the way, and those that were replayed."""
+
+    def __init__(self, recordable: int):
+        self.recordable = recordable
+        self.recorded = self.replayed = 0
+
+    def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        self.replayed += len(grads)
+        self.recorded -= len(grads)  # which `backward` is about to count
+        return super().replay(network, grads, state, cotangents)
+
+    def backward(self, network: Network, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
+        self.recorded += len(record)
+        return super().backward(network, record, cotangents)
+
+
+@pytest.mark.parametrize(
+    ("asked", "recordable", "recorded", "replayed"),
+    [
+        ({}, 12 * 4, 4 + 3, 0),  # 12 coordinates, windows of 4 and of 3 steps
+        ({}, 12 * 4 - 1, 3, 4),
+        ({}, 0, 0, 4 + 3),
+        ({"chunk": 12}, 10**9, 4 + 3, 0),
+        ({"chunk": 11}, 10**9, 0, 2 * (4 + 3)),  # who bounds memory wants no record of all
+        ({"coordinates": 12}, 10**9, 4 + 3, 0),
+        ({"coordinates": 11}, 10**9, 0, 4 + 3),  # of a sample's columns little would be kept
+    ],
+)
+def test_what_fits_is_recorded_instead_of_replayed(
+    asked: dict[str, int], recordable: int, recorded: int, replayed: int
+) -> None:
+    optimizer, problem = lstm(4), problems("quadratic", 3)
+    optimizer.kernel = kernel = Counting(recordable)
+    recording = list(TBPTT(length=4, steps=7, **asked).estimates(optimizer, problem))
+    assert (kernel.recorded, kernel.replayed) == (recorded, replayed)
+    optimizer.kernel = Counting(0)
+    for one, other in zip(recording, TBPTT(length=4, steps=7, **asked).estimates(optimizer, problem), strict=True):
+        assert distance(one.grads, other.grads) <= 1e-13
+
+
+def test_an_optimizer_of_whole_problems_is_recorded_by_its_problems() -> None:
+    optimizer, problem = lstm(4, coordinatewise=False), problems("quadratic", 3)
+    for recordable, expected in ((3 * 4, (7, 0)), (3 * 4 - 1, (3, 4))):
+        optimizer.kernel = kernel = Counting(recordable)
+        list(TBPTT(length=4, steps=7).estimates(optimizer, problem))
+        assert (kernel.recorded, kernel.replayed) == expected
+
+
+@pytest.mark.parametrize("kernel", [CppKernel(), TorchKernel()], ids=["cpp", "torch"])
+def test_a_record_is_what_the_kernel_says(kernel: Kernel) -> None:
+    window = draw(Case())
+    record: list[Any] = []
+    if not kernel.recordable:
+        with pytest.raises(NotImplementedError, match="cpp records nothing"):
+            kernel.record_step(window.network, window.grads[0], window.state, record)
+        with pytest.raises(NotImplementedError, match="cpp records nothing"):
+            kernel.backward(window.network, record, window.cotangents)
+        return
+    state = window.state
+    for grads in window.grads:
+        _, state = kernel.record_step(window.network, grads, state, record)
+    assert distance(kernel.backward(window.network, record, window.cotangents), by_autograd(window)) <= 1e-12
+
+
 # In whole runs
 
 pytestmark = pytest.mark.usefixtures("sketches")

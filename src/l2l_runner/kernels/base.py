@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -50,10 +50,12 @@ class Kernel(ABC):
     Attributes:
         name: as the configuration has it.
         chunk: columns that it likes to replay at once; None for any number.
+        recordable: columns × steps up to which it can record what it computes, instead of replaying it.
     """
 
     name: str
     chunk: int | None = None
+    recordable: int = 0
 
     @abstractmethod
     def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
@@ -72,3 +74,11 @@ class Kernel(ABC):
         Returns:
             One tensor for each of `network.parameters`.
         """
+
+    def record_step(self, network: Network, grads: Tensor, state: State, record: list[Any]) -> tuple[Tensor, State]:
+        """`step`, which appends to the record what `backward` needs of it."""
+        raise NotImplementedError(f"{self.name} records nothing")
+
+    def backward(self, network: Network, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
+        """`replay` of the steps that were recorded."""
+        raise NotImplementedError(f"{self.name} records nothing")

@@ -58,25 +58,37 @@ class TorchKernel(Kernel):
 
     name = "torch"
     chunk = 4096  # a window's intermediate results stay in or near the cache
+    recordable = 1 << 19  # some 0.7 GB for 2 × 20 units in single precision
 
     def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
-        cells, updates = _step(network, grads, state)
-        return updates, tuple(tensor for cell in cells for tensor in (cell.h, cell.c))
+        return self.record_step(network, grads, state, [])
+
+    def record_step(
+        self, network: Network, grads: Tensor, state: State, record: list[list[Cell]]
+    ) -> tuple[Tensor, State]:
+        cells, updates = _step(_doubled(network), grads, state)
+        record.append(cells)
+        return updates, _state(cells)
 
     @torch.no_grad()
     def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
-        steps: list[list[Cell]] = []
+        record: list[list[Cell]] = []
+        doubled = _doubled(network)
         for step_grads in grads:
-            cells, _ = _step(network, step_grads, state)
-            state = tuple(tensor for cell in cells for tensor in (cell.h, cell.c))
-            steps.append(cells)
+            cells, _ = _step(doubled, step_grads, state)
+            record.append(cells)
+            state = _state(cells)
+        return self.backward(network, record, cotangents)
+
+    @torch.no_grad()
+    def backward(self, network: Network, record: list[list[Cell]], cotangents: Tensor) -> tuple[Tensor, ...]:
         into_parameters = [torch.zeros_like(parameter) for parameter in network.parameters]
         layers = len(network.weights)
         into_readout, into_readout_bias = into_parameters[:2]
         into_weights, into_biases = into_parameters[2 : 2 + layers], into_parameters[2 + layers :]
-        into_h = [torch.zeros_like(state[0]) for _ in range(layers)]  # by way of the step after
-        into_c = [torch.zeros_like(state[0]) for _ in range(layers)]
-        for cells, cotangent in zip(reversed(steps), cotangents.flip(0), strict=True):
+        into_h = [torch.zeros_like(cell.h) for cell in record[-1]]  # by way of the step after
+        into_c = [torch.zeros_like(cell.c) for cell in record[-1]]
+        for cells, cotangent in zip(reversed(record), cotangents.flip(0), strict=True):
             into_out = cotangent * network.output_scale
             into_readout.addmm_(into_out, cells[-1].h.T)
             into_readout_bias += into_out.sum(1)
@@ -90,21 +102,30 @@ class TorchKernel(Kernel):
         return tuple(into_parameters)
 
 
+def _state(cells: list[Cell]) -> State:
+    return tuple(tensor for cell in cells for tensor in (cell.h, cell.c))
+
+
 def _step(network: Network, grads: Tensor, state: State) -> tuple[list[Cell], Tensor]:
+    """What each layer computed, and the updates; `network` as `_doubled` makes it."""
     x = preprocess(grads, network.preprocessing, network.p).flatten(0, 1)
     cells: list[Cell] = []
     for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
-        cells.append(lstm_cell(_doubled(weight), _doubled(bias), x, state[2 * layer], state[2 * layer + 1]))
+        cells.append(lstm_cell(weight, bias, x, state[2 * layer], state[2 * layer + 1]))
         x = cells[-1].h
     out = torch.addmm(network.readout_bias.unsqueeze(1), network.readout_weight, x)
     return cells, out * network.output_scale
 
 
-def _doubled(rows: Tensor) -> Tensor:
-    """Weights or biases [4 hidden, …] with the candidate's part, the last quarter, doubled."""
-    factors = rows.new_ones(4, 1)
+def _doubled(network: Network) -> Network:
+    """The same with the candidate's part of weights and biases, the last quarter of the rows, doubled."""
+    factors = torch.ones(4, 1, 1, dtype=network.readout_bias.dtype, device=network.readout_bias.device)
     factors[3] = 2
-    return (rows.view(4, -1) * factors).view_as(rows)
+
+    def double(rows: Tensor) -> Tensor:
+        return (rows.view(4, network.hidden, -1) * factors).view_as(rows)
+
+    return network._replace(weights=tuple(map(double, network.weights)), biases=tuple(map(double, network.biases)))
 
 
 def _cell_backward(cell: Cell, into_h: Tensor, into_c: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from l2l_runner import streams
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer, State
+from l2l_runner.optimizers.base import LearnedOptimizer, Recording, State
 from l2l_runner.unroll import Graph, Point, start, unroll
 
 
@@ -73,15 +73,27 @@ class TBPTT(MetaGradient):
         grads = point.grads.new_empty(len(weights) + 1, *point.grads.shape)
         losses = point.loss.new_empty(len(weights), len(point.loss))
         grads[0] = point.grads
-        for step, (_, reached) in enumerate(unroll(problem, optimizer, point, len(weights))):
+        recording = Recording(optimizer) if self._recordable(optimizer, begun, len(weights)) else None
+        for step, (_, reached) in enumerate(unroll(problem, recording or optimizer, point, len(weights))):
             point, grads[step + 1], losses[step] = reached, reached.grads, reached.loss
-        if not optimizer.coordinatewise:
+        if recording is not None:
+            meta_grads = optimizer.backward(recording.record, _to_come(grads[1:], weights))
+        elif not optimizer.coordinatewise:
             meta_grads = optimizer.replay(grads[:-1], begun, _to_come(grads[1:], weights))
-        elif self.coordinates is not None and self.coordinates < point.params.numel():
+        elif self._sampled(begun):
             meta_grads = self._replay_sample(optimizer, problem, point.step, begun, grads, weights)
         else:
             meta_grads = self._replay_all(optimizer, begun, grads, weights)
         return Estimate(_meta_loss(losses, weights), meta_grads, losses), point
+
+    def _recordable(self, optimizer: LearnedOptimizer, state: State, steps: int) -> bool:
+        """Whether all that a window computes can be kept, so that nothing need be computed again."""
+        columns = state[0].shape[-1]
+        bounded = optimizer.coordinatewise and (self._sampled(state) or columns > (self.chunk or columns))
+        return not bounded and columns * steps <= optimizer.kernel.recordable
+
+    def _sampled(self, state: State) -> bool:
+        return self.coordinates is not None and self.coordinates < state[0].shape[-1]
 
     def _replay_all(
         self, optimizer: LearnedOptimizer, state: State, grads: Tensor, weights: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -67,3 +68,25 @@ class LearnedOptimizer(nn.Module, Optimizer):
         Returns:
             One tensor for each of `parameters()`, in their order.
         """
+
+    @abstractmethod
+    def record_update(self, grads: Tensor, state: State, record: list[Any]) -> tuple[Tensor, State]:
+        """`update` without a graph, which appends to the record what `backward` needs; where the kernel can."""
+
+    @abstractmethod
+    def backward(self, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
+        """`replay` of the updates that were recorded."""
+
+
+class Recording(Optimizer):
+    """A learned optimizer that records its updates, for `LearnedOptimizer.backward`."""
+
+    def __init__(self, optimizer: LearnedOptimizer):
+        self.optimizer = optimizer
+        self.record: list[Any] = []
+
+    def init(self, params: Tensor) -> State:
+        return self.optimizer.init(params)
+
+    def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
+        return self.optimizer.record_update(grads, state, self.record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,10 +95,18 @@ class LSTM(LearnedOptimizer):
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
         kernel = TorchKernel() if torch.is_grad_enabled() else self.kernel
         updates, following = kernel.step(self._network(), self._columns(grads), state)
-        return (updates.view_as(grads) if self.coordinatewise else updates.T), following
+        return self._rows(updates, grads), following
 
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         return self.kernel.replay(self._network(), self._columns(grads), state, self._columns(cotangents))
+
+    @torch.no_grad()
+    def record_update(self, grads: Tensor, state: State, record: list[Any]) -> tuple[Tensor, State]:
+        updates, following = self.kernel.record_step(self._network(), self._columns(grads), state, record)
+        return self._rows(updates, grads), following
+
+    def backward(self, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
+        return self.kernel.backward(self._network(), record, self._columns(cotangents))
 
     def _network(self) -> Network:
         return Network(
@@ -113,3 +122,7 @@ class LSTM(LearnedOptimizer):
     def _columns(self, rows: Tensor) -> Tensor:
         """[…, problems, coordinates] as […, width, columns]."""
         return rows.flatten(-2).unsqueeze(-2) if self.coordinatewise else rows.transpose(-1, -2)
+
+    def _rows(self, updates: Tensor, grads: Tensor) -> Tensor:
+        """[width, columns] as [problems, coordinates]."""
+        return updates.view_as(grads) if self.coordinatewise else updates.T
