@@ -10,8 +10,9 @@ from benchmarks.torch_problem import TorchProblem, tensors
 from benchmarks.variant import Estimate, Unavailable
 from l2l_runner import streams
 from l2l_runner.errors import ConfigError
+from l2l_runner.layout import Layout, Params
 from l2l_runner.meta import TBPTT
-from l2l_runner.optimizees.base import Layout, Params, Problem
+from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers import SGD, LSTMConfig
 from l2l_runner.optimizers.lstm import LSTM
 from l2l_runner.runtime import machine_settings
@@ -49,7 +50,9 @@ def learned(network: Arrays, kernel: str) -> LSTM:
         output_scale=OUTPUT_SCALE,
     )
     weights = tensors(network, torch.from_numpy(network["readout_weight"]).dtype)
-    optimizer = config.build(1, streams.generator(0, "optimizer")).to(weights["readout_weight"].dtype)
+    optimizer = config.build(Layout({"theta": (1,)}), streams.generator(0, "optimizer")).to(
+        weights["readout_weight"].dtype
+    )
     with torch.no_grad():
         for name, parameter in optimizer.named_parameters():
             parameter.copy_(weights[_plain(name)])

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2l_runner import streams
+from l2l_runner.layout import Layout
 from l2l_runner.optimizees import Optimizee, Problem
 from l2l_runner.optimizers import LSTM, LearnedOptimizer, LSTMConfig, Optimizer
 from l2l_runner.runtime import Runtime
@@ -74,16 +75,21 @@ def lstm(coordinates: int = 4, seed: int = 0, **changes: Any) -> LSTM:
     """A small LSTM optimizer in float64, whose updates are large enough to matter."""
     node = {**OPTIMIZER_FILES["lstm"], "hidden": 3, "layers": 2, "output_scale": 0.5, **changes}
     config = LSTMConfig(**{key: value for key, value in node.items() if key != "name"})
-    return config.build(coordinates, torch.Generator().manual_seed(seed)).double()
+    return config.build(plain(coordinates), torch.Generator().manual_seed(seed)).double()
 
 
-def any_optimizer(stem: str, problem_size: int, dtype: torch.dtype = torch.float64) -> Optimizer:
+def plain(coordinates: int) -> Layout:
+    """The layout of a single vector."""
+    return Layout({"theta": (coordinates,)})
+
+
+def any_optimizer(stem: str, layout: Layout, dtype: torch.dtype = torch.float64) -> Optimizer:
     """The optimizer of a YAML file: a hand-designed one at a middling rate, a learned one small and untrained."""
     node = OPTIMIZER_FILES[stem]
     settings = parse_optimizer({**node, **{key: value for key, value in (("lr", 0.01), ("hidden", 3)) if key in node}})
     if isinstance(settings, Optimizer):
         return settings
-    learned: LearnedOptimizer = settings.build(problem_size, torch.Generator().manual_seed(0))
+    learned: LearnedOptimizer = settings.build(layout, torch.Generator().manual_seed(0))
     return learned.to(dtype)
 
 

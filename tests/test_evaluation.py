@@ -29,7 +29,7 @@ from l2l_runner.evaluation import (
 )
 from l2l_runner.optimizers import SGD, Adam
 from l2l_runner.schema import Evaluation, Tuning
-from problems import EVERY_OPTIMIZEE, OPTIMIZER_FILES, RUNTIME, any_optimizer, lstm, optimizee
+from problems import EVERY_OPTIMIZEE, OPTIMIZER_FILES, RUNTIME, any_optimizer, lstm, optimizee, plain
 
 WHOLE = 10**6  # coordinates: all problems at once
 
@@ -61,7 +61,7 @@ def plain_run(optimizer, distribution, seeds, steps):
 @pytest.mark.parametrize("name", EVERY_OPTIMIZEE)
 def test_run_is_a_naive_loop(name, stem):
     distribution, seeds = optimizee(name), streams.seeds(0, "test", 0, 3)
-    optimizer = any_optimizer(stem, distribution.layout().size)
+    optimizer = any_optimizer(stem, distribution.layout())
     expected, finals = plain_run(optimizer, distribution, seeds, 10)
     curves = run(optimizer, distribution, seeds, 10, RUNTIME, WHOLE)
     assert curves.losses.shape == (11, 3)
@@ -81,7 +81,7 @@ def test_run_is_a_naive_loop(name, stem):
 def test_chunks_change_nothing(name, stem, at_once):
     distribution, seeds = optimizee(name), streams.seeds(0, "test", 0, 5)
     size = distribution.layout().size
-    optimizer = any_optimizer(stem, size)
+    optimizer = any_optimizer(stem, distribution.layout())
     whole = run(optimizer, distribution, seeds, 8, RUNTIME, WHOLE)
     chunked = run(optimizer, distribution, seeds, 8, RUNTIME, at_once * size)
     torch.testing.assert_close(chunked.losses, whole.losses, rtol=1e-10, atol=1e-12)
@@ -111,7 +111,7 @@ def test_progress_is_told_step_by_step(chunk, parts):
 
 def test_losses_are_kept_in_float64_whatever_they_are_computed_in():
     distribution, seeds = optimizee("quadratic"), streams.seeds(0, "test", 0, 3)
-    optimizer = any_optimizer("adam", 4)
+    optimizer = any_optimizer("adam", plain(4))
     single = run(optimizer, distribution, seeds, 5, type(RUNTIME)(), WHOLE)
     assert single.losses.dtype == torch.float64
     torch.testing.assert_close(

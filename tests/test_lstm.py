@@ -13,7 +13,7 @@ from torch import nn
 from l2l_runner.errors import ConfigError
 from l2l_runner.kernels.preprocessing import FEATURES, preprocess
 from l2l_runner.kernels.reference import lstm_cell
-from problems import OPTIMIZER_FILES, PlainLSTM, lstm
+from problems import OPTIMIZER_FILES, PlainLSTM, lstm, plain
 
 # Preprocessing
 
@@ -280,8 +280,8 @@ def test_shapes(preprocessing, coordinatewise, width):
 
 def test_whole_problem_lstm_refuses_problems_of_another_size():
     optimizer = lstm(4, coordinatewise=False)
-    optimizer.check(4)
-    for refuse in (lambda: optimizer.check(5), lambda: optimizer.init(torch.zeros(2, 5))):
+    optimizer.check(plain(4))
+    for refuse in (lambda: optimizer.check(plain(5)), lambda: optimizer.init(torch.zeros(2, 5))):
         with pytest.raises(ConfigError, match="built for problems of 4 coordinates, but the optimizee has 5"):
             refuse()
 
@@ -289,7 +289,7 @@ def test_whole_problem_lstm_refuses_problems_of_another_size():
 @pytest.mark.parametrize("coordinates", [1, 4, 100])
 def test_coordinatewise_lstm_takes_problems_of_every_size(coordinates):
     optimizer = lstm(4)
-    optimizer.check(coordinates)
+    optimizer.check(plain(coordinates))
     assert updates(optimizer, some_grads(2, 3, coordinates)).shape == (2, 3, coordinates)
 
 

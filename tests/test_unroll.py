@@ -15,7 +15,7 @@ from l2l_runner.meta import TBPTT
 from l2l_runner.optimizers import NAG, SGD, Adam, Momentum, RMSprop
 from l2l_runner.runtime import Runtime
 from l2l_runner.unroll import Graph, start, unroll
-from problems import EVERY_OPTIMIZEE, OPTIMIZER_FILES, SMALL, Operations, any_optimizer, lstm, optimizee, problems
+from problems import EVERY_OPTIMIZEE, OPTIMIZER_FILES, Operations, any_optimizer, lstm, optimizee, problems
 
 # Trajectories
 
@@ -31,7 +31,7 @@ def gradient(problem, flat, step):
 @pytest.mark.parametrize("name", ["quadratic", "digits"])
 def test_trajectory_is_that_of_a_naive_loop(name, stem, graph):
     problem = problems(name, 3)
-    optimizer = any_optimizer(stem, problem.layout.size)
+    optimizer = any_optimizer(stem, problem.layout)
     theta = problem.layout.flatten(problem.init())
     state = optimizer.init(theta)
     first = start(problem, optimizer)
@@ -187,7 +187,7 @@ def test_a_window_costs_the_same_at_the_end_as_at_the_beginning(name, engine, se
 
 @pytest.mark.parametrize("stem", OPTIMIZER_FILES)
 def test_a_step_of_an_evaluation_costs_the_same_at_the_end_as_at_the_beginning(stem):
-    optimizer = any_optimizer(stem, SMALL["dim"], torch.float32)
+    optimizer = any_optimizer(stem, optimizee("quadratic").layout(), torch.float32)
     costs = []
     with Operations() as operations:
         run(
@@ -230,7 +230,7 @@ class LiveBytes(TorchDispatchMode):
     [*(("quadratic", stem, 300) for stem in OPTIMIZER_FILES), ("digits", "lstm", 50)],
 )
 def test_memory_of_an_evaluation_does_not_grow_with_its_steps(name, stem, steps):
-    optimizer = any_optimizer(stem, SMALL["dim"], torch.float32)
+    optimizer = any_optimizer(stem, optimizee(name).layout(), torch.float32)
     bytes_at = {}
     taken = 0
     with LiveBytes() as live:

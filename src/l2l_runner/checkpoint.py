@@ -105,8 +105,8 @@ def build_optimizer(config: Mapping[str, Any], seed: int) -> LearnedOptimizer:
     if isinstance(settings, HandDesigned):
         name = config["optimizer"]["name"]
         raise ConfigError(f"optimizer={name} has nothing to be meta-learned: use optimizer=lstm.")
-    coordinates = parse_optimizee(config["optimizee"]).layout().size
-    built: LearnedOptimizer = settings.build(coordinates, streams.generator(seed, "optimizer"))
+    layout = parse_optimizee(config["optimizee"]).layout()
+    built: LearnedOptimizer = settings.build(layout, streams.generator(seed, "optimizer"))
     return built
 
 

@@ -34,7 +34,7 @@ def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
     optimizer.to(runtime.device, runtime.dtype)
     optimizer.use_kernel(config.kernel)
-    optimizer.check(config.optimizee.layout().size)
+    optimizer.check(config.optimizee.layout())
     seed = int(trained["seed"]) if config.seed is None else config.seed
     steps = config.evaluation.steps or int(trained["unroll"]["steps"])
     problems = config.evaluation.problems or config.optimizee.test_problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l2l_runner.optimizees.base import Layout, Optimizee, Params, Problem
+from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.optimizees.classification import Classification
 from l2l_runner.optimizees.quadratic import Quadratic
 from l2l_runner.optimizees.rosenbrock import Rosenbrock
@@ -14,4 +14,4 @@ OPTIMIZEES: dict[str, type[Optimizee]] = {
     "rosenbrock": Rosenbrock,
 }
 
-__all__ = ["OPTIMIZEES", "Classification", "Layout", "Optimizee", "Params", "Problem", "Quadratic", "Rosenbrock"]
+__all__ = ["OPTIMIZEES", "Classification", "Optimizee", "Problem", "Quadratic", "Rosenbrock"]

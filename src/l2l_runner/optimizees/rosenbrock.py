@@ -8,7 +8,8 @@ from torch import Tensor
 
 from l2l_runner import streams
 from l2l_runner.fields import at_least
-from l2l_runner.optimizees.base import Layout, Optimizee, Params, Problem
+from l2l_runner.layout import Layout, Params
+from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.runtime import Runtime
 
 

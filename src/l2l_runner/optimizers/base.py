@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from l2l_runner.kernels import Kernel
 from l2l_runner.kernels import State as State
+from l2l_runner.layout import Layout
 
 
 class Optimizer(ABC):
@@ -45,8 +46,8 @@ class LearnedOptimizer(nn.Module, Optimizer):
             ConfigError: it can't serve this rule there.
         """
 
-    def check(self, coordinates: int) -> None:
-        """Refuse problems of a size that it wasn't built for; a coordinatewise rule fits all.
+    def check(self, layout: Layout) -> None:
+        """Refuse problems with parameters that it wasn't built for; a coordinatewise rule fits all.
 
         Raises:
             ConfigError: it doesn't fit.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice
 from l2l_runner.kernels import FEATURES, Kernel, Network, State, TorchKernel, pick_kernel
+from l2l_runner.layout import Layout
 from l2l_runner.optimizers.base import LearnedOptimizer
 
 
@@ -35,8 +36,8 @@ class LSTMConfig:
     p: float = between(0.01, 80)  # beyond, e^p is no float32
     output_scale: float = above(0)
 
-    def build(self, coordinates: int, generator: torch.Generator) -> LSTM:
-        return LSTM(self, coordinates, generator)
+    def build(self, layout: Layout, generator: torch.Generator) -> LSTM:
+        return LSTM(self, layout.size, generator)
 
 
 class LSTM(LearnedOptimizer):
@@ -67,7 +68,10 @@ class LSTM(LearnedOptimizer):
             for parameter in self.parameters():
                 parameter.uniform_(-bound, bound, generator=generator)
 
-    def check(self, coordinates: int) -> None:
+    def check(self, layout: Layout) -> None:
+        self._check(layout.size)
+
+    def _check(self, coordinates: int) -> None:
         """Refuse problems of a size that this network wasn't built for.
 
         Raises:
@@ -85,7 +89,7 @@ class LSTM(LearnedOptimizer):
 
     def init(self, params: Tensor) -> State:
         problems, coordinates = params.shape
-        self.check(coordinates)
+        self._check(coordinates)
         columns = params.numel() if self.config.coordinatewise else problems
         return tuple(params.new_zeros(self.config.hidden, columns) for _ in range(2 * self.config.layers))
 
