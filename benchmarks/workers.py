@@ -21,7 +21,6 @@ from typing import Any
 
 from benchmarks import problems
 from benchmarks.variant import Unavailable, Variant
-from l2l_runner.cli import ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -30,36 +29,37 @@ class Kind:
 
     Attributes:
         label: its row in the table.
-        environment: variables that its user has set; all others of OpenMP, MKL and XLA are taken away.
+        ours: whether its user starts it by `python -m l2l_runner.train`, which sets some variables.
         bytes: kept of each coordinate and step, measured: what says beforehand that a window will not fit.
         only: the one size at which it is measured; None for all.
         backward: whether it computes a meta-gradient.
     """
 
     label: str
-    environment: dict[str, str]
+    ours: bool = False
     bytes: int = 0
     only: int | None = None
     backward: bool = True
 
 
-PRODUCT = ENVIRONMENT
 VARIANTS = {
-    "replay-cpp": Kind("replay, C++ kernel", PRODUCT, bytes=8),
-    "replay-torch": Kind("replay, PyTorch kernel", PRODUCT, bytes=8),
-    "graph": Kind("graph engine", PRODUCT, bytes=2500),
-    "eager": Kind("clean eager PyTorch, nn.LSTM", {}, bytes=1700),
-    "jax": Kind("JAX, jit(value_and_grad(scan))", {}, bytes=2200),
-    "jax-columns": Kind("JAX, a column a coordinate", {}, bytes=2200),
-    "seed": Kind("the seed repository's way", {}, bytes=1700, only=1280),
-    "forward-cpp": Kind("forward only, C++ kernel", PRODUCT, backward=False),
-    "forward-torch": Kind("forward only, PyTorch kernel", PRODUCT, backward=False),
-    "optimizee": Kind("the optimizee alone, with SGD", PRODUCT, backward=False),
+    "replay-cpp": Kind("replay, C++ kernel", ours=True, bytes=8),
+    "replay-torch": Kind("replay, PyTorch kernel", ours=True, bytes=8),
+    "graph": Kind("graph engine", ours=True, bytes=2500),
+    "eager": Kind("clean eager PyTorch, nn.LSTM", bytes=1700),
+    "jax": Kind("JAX, jit(value_and_grad(scan))", bytes=2200),
+    "jax-columns": Kind("JAX, a column a coordinate", bytes=2200),
+    "seed": Kind("the seed repository's way", bytes=1700, only=1280),
+    "forward-cpp": Kind("forward only, C++ kernel", ours=True, backward=False),
+    "forward-torch": Kind("forward only, PyTorch kernel", ours=True, backward=False),
+    "optimizee": Kind("the optimizee alone, with SGD", ours=True, backward=False),
 }
 
 
 def environment(name: str, threads: int, inherited: dict[str, str], briefly: bool = False) -> dict[str, str]:
     """The environment of a worker: as its user's would be, whatever the bench itself was started with.
+
+    All variables of OpenMP, MKL and XLA are taken away; ours has those that the product sets.
 
     Args:
         name: of a variant.
@@ -68,7 +68,10 @@ def environment(name: str, threads: int, inherited: dict[str, str], briefly: boo
         briefly: let peers' threads spin as briefly as ours do.
     """
     clean = {k: v for k, v in inherited.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "MKL_", "XLA_", "JAX_"))}
-    clean |= PRODUCT if briefly else VARIANTS[name].environment
+    if briefly or VARIANTS[name].ours:
+        from l2l_runner.cli import ENVIRONMENT  # not at the top: peers' environments don't have it
+
+        clean |= ENVIRONMENT
     if name.startswith("jax"):  # XLA has no call for it
         clean |= {"JAX_PLATFORMS": "cpu", "NPROC": str(threads)}
         if threads == 1:

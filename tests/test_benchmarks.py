@@ -216,6 +216,11 @@ def test_a_worker_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) ->
     assert len(alone.samples) == 2
 
 
+def test_a_peer_needs_nothing_of_ours() -> None:
+    code = "import sys; sys.modules['l2l_runner'] = sys.modules['torch'] = sys.modules['hydra'] = None; "
+    subprocess.run([sys.executable, "-c", code + "import benchmarks.workers"], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize("bad", [["--sizes", "0"], ["--variants", "tensorflow"], ["--unrolls", "x"]])
 def test_bad_options_are_refused(bad: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -93,7 +93,7 @@ def _join(path: str, key: str) -> str:
 
 
 def _convert(value: Any, hint: Any, rule: Rule | None, path: str) -> Any:
-    if is_dataclass(value):
+    if hint is Any or is_dataclass(value):
         return value  # built already, by whoever knew which class it should be
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):

@@ -11,7 +11,7 @@ from l2l_runner.fields import above, at_least, between, choice, did_you_mean, pa
 from l2l_runner.kernels import KERNELS
 from l2l_runner.meta import TBPTT
 from l2l_runner.optimizees import OPTIMIZEES, Optimizee
-from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, HandDesigned, LSTMConfig
+from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, HandDesigned, LearnedConfig
 
 SCORES = ("final", "sum")
 
@@ -60,7 +60,7 @@ class Meta:
     max_skipped: int = at_least(1)
     patience: int | None = at_least(1)
 
-    def estimator(self, unroll: Unroll, optimizer: LSTMConfig) -> TBPTT:
+    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT:
         """The estimator that these settings name.
 
         Raises:
@@ -80,7 +80,7 @@ class Meta:
         if self.coordinates is not None and not (replays and optimizer.coordinatewise):
             raise ConfigError(
                 f"meta.coordinates={self.coordinates} samples the coordinates of a replay, which needs "
-                "meta.second_order=false, meta.engine=auto or replay, and optimizer.coordinatewise=true: change these, "
+                "meta.second_order=false, meta.engine=auto or replay, and a coordinatewise optimizer: change these, "
                 "or use meta.coordinates=null."
             )
         engine = ("graph" if self.second_order else "replay") if self.engine == "auto" else self.engine
@@ -175,7 +175,7 @@ class TrainConfig:
 
     seed: int = at_least(0)
     optimizee: Optimizee
-    optimizer: HandDesigned | LSTMConfig
+    optimizer: HandDesigned | LearnedConfig
     unroll: Unroll
     meta: Meta
     meta_batch: int = at_least(1)
@@ -250,7 +250,7 @@ def parse_train(node: Mapping[str, Any]) -> TrainConfig:
     parts["optimizer"] = parse_optimizer(node.get("optimizer"))
     parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "evaluation.")
     config = parse(TrainConfig, parts)
-    if isinstance(config.optimizer, LSTMConfig):
+    if isinstance(config.optimizer, LearnedConfig):
         config.meta.estimator(config.unroll, config.optimizer)
     return config
 

@@ -73,27 +73,27 @@ class TBPTT(MetaGradient):
         grads = point.grads.new_empty(len(weights) + 1, *point.grads.shape)
         losses = point.loss.new_empty(len(weights), len(point.loss))
         grads[0] = point.grads
-        recording = Recording(optimizer) if self._recordable(optimizer, begun, len(weights)) else None
+        recording = Recording(optimizer) if self._recordable(optimizer, point.params, len(weights)) else None
         for step, (_, reached) in enumerate(unroll(problem, recording or optimizer, point, len(weights))):
             point, grads[step + 1], losses[step] = reached, reached.grads, reached.loss
         if recording is not None:
             meta_grads = optimizer.backward(recording.record, _to_come(grads[1:], weights))
         elif not optimizer.coordinatewise:
             meta_grads = optimizer.replay(grads[:-1], begun, _to_come(grads[1:], weights))
-        elif self._sampled(begun):
+        elif self._sampled(point.params):
             meta_grads = self._replay_sample(optimizer, problem, point.step, begun, grads, weights)
         else:
             meta_grads = self._replay_all(optimizer, begun, grads, weights)
         return Estimate(_meta_loss(losses, weights), meta_grads, losses), point
 
-    def _recordable(self, optimizer: LearnedOptimizer, state: State, steps: int) -> bool:
+    def _recordable(self, optimizer: LearnedOptimizer, params: Tensor, steps: int) -> bool:
         """Whether all that a window computes can be kept, so that nothing need be computed again."""
-        columns = state[0].shape[-1]
-        bounded = optimizer.coordinatewise and (self._sampled(state) or columns > (self.chunk or columns))
-        return not bounded and columns * steps <= optimizer.kernel.recordable
+        columns = params.numel() if optimizer.coordinatewise else len(params)
+        bounded = optimizer.coordinatewise and (self._sampled(params) or columns > (self.chunk or columns))
+        return not bounded and columns * steps <= optimizer.recordable
 
-    def _sampled(self, state: State) -> bool:
-        return self.coordinates is not None and self.coordinates < state[0].shape[-1]
+    def _sampled(self, params: Tensor) -> bool:
+        return self.coordinates is not None and self.coordinates < params.numel()
 
     def _replay_all(
         self, optimizer: LearnedOptimizer, state: State, grads: Tensor, weights: Tensor

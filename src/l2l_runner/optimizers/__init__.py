@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from l2l_runner.optimizers.base import LearnedOptimizer, Optimizer, State
+from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, State
 from l2l_runner.optimizers.hand_designed import NAG, SGD, Adam, HandDesigned, Momentum, RMSprop
 from l2l_runner.optimizers.lstm import LSTM, LSTMConfig
+from l2l_runner.optimizers.transformed import (
+    HypergradientConfig,
+    KroneckerConfig,
+    MetaCurvatureConfig,
+    MetaSGDConfig,
+    ModuleTransformConfig,
+    Transformed,
+)
 
 HAND_DESIGNED: dict[str, type[HandDesigned]] = {
     "sgd": SGD,
@@ -13,6 +21,24 @@ HAND_DESIGNED: dict[str, type[HandDesigned]] = {
     "rms": RMSprop,
     "adam": Adam,
 }
-LEARNED: dict[str, type[LSTMConfig]] = {"lstm": LSTMConfig}
+LEARNED: dict[str, type[LearnedConfig]] = {
+    "lstm": LSTMConfig,
+    "metasgd": MetaSGDConfig,
+    "metacurvature": MetaCurvatureConfig,
+    "kronecker": KroneckerConfig,
+    "module_transform": ModuleTransformConfig,
+    "hypergradient": HypergradientConfig,
+}
 
-__all__ = ["HAND_DESIGNED", "LEARNED", "LSTM", "HandDesigned", "LSTMConfig", "LearnedOptimizer", "Optimizer", "State"]
+__all__ = [
+    "HAND_DESIGNED",
+    "LEARNED",
+    "LSTM",
+    "HandDesigned",
+    "LSTMConfig",
+    "LearnedConfig",
+    "LearnedOptimizer",
+    "Optimizer",
+    "State",
+    "Transformed",
+]

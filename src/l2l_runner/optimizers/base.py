@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from l2l_runner.kernels import Kernel
@@ -27,16 +28,36 @@ class Optimizer(ABC):
         """What is to be added to `params` for gradients [problems, coordinates], and the next state."""
 
 
+class LearnedConfig(ABC):
+    """The settings of a learned update rule, from which it is built for problems with certain parameters.
+
+    Attributes:
+        coordinatewise: as in the rule itself.
+    """
+
+    coordinatewise: bool = False
+
+    @abstractmethod
+    def build(self, layout: Layout, generator: torch.Generator) -> LearnedOptimizer:
+        """The rule at its random start.
+
+        Raises:
+            ConfigError: it is none for such parameters.
+        """
+
+
 class LearnedOptimizer(nn.Module, Optimizer):
     """An update rule whose parameters are meta-learned.
 
     Attributes:
         kernel: what computes it.
         coordinatewise: whether coordinates don't interact, so that some of them can be replayed by themselves.
+        recordable: columns × steps up to which `record_update` can be asked for.
     """
 
     kernel: Kernel
     coordinatewise: bool
+    recordable: int = 0
 
     @abstractmethod
     def use_kernel(self, name: str) -> None:
@@ -53,9 +74,9 @@ class LearnedOptimizer(nn.Module, Optimizer):
             ConfigError: it doesn't fit.
         """
 
-    @abstractmethod
     def select(self, state: State, columns: Tensor | slice) -> State:
         """The state of some coordinates, by their places in [problems × coordinates]; for coordinatewise rules."""
+        raise NotImplementedError
 
     @abstractmethod
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
@@ -70,13 +91,13 @@ class LearnedOptimizer(nn.Module, Optimizer):
             One tensor for each of `parameters()`, in their order.
         """
 
-    @abstractmethod
     def record_update(self, grads: Tensor, state: State, record: list[Any]) -> tuple[Tensor, State]:
-        """`update` without a graph, which appends to the record what `backward` needs; where the kernel can."""
+        """`update` without a graph, which appends to the record what `backward` needs; where it is `recordable`."""
+        raise NotImplementedError
 
-    @abstractmethod
     def backward(self, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
         """`replay` of the updates that were recorded."""
+        raise NotImplementedError
 
 
 class Recording(Optimizer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice
 from l2l_runner.kernels import FEATURES, Kernel, Network, State, TorchKernel, pick_kernel
 from l2l_runner.layout import Layout
-from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMConfig:
+class LSTMConfig(LearnedConfig):
     """What makes an LSTM optimizer.
 
     Attributes:
@@ -31,7 +31,7 @@ class LSTMConfig:
 
     hidden: int = at_least(1)
     layers: int = at_least(1)
-    coordinatewise: bool
+    coordinatewise: bool = field()
     preprocessing: str = choice(*FEATURES)
     p: float = between(0.01, 80)  # beyond, e^p is no float32
     output_scale: float = above(0)
@@ -86,6 +86,10 @@ class LSTM(LearnedOptimizer):
 
     def use_kernel(self, name: str) -> None:
         self.kernel = pick_kernel(name, self._network())
+
+    @property
+    def recordable(self) -> int:  # type: ignore[override]
+        return self.kernel.recordable
 
     def init(self, params: Tensor) -> State:
         problems, coordinates = params.shape

@@ -1,0 +1,33 @@
+"""Building blocks of differentiable optimization, for any PyTorch code.
+
+The names and signatures are those of learn2learn's `optim`; what they return can be copied, saved and loaded, and
+parameters stay parameters.
+"""
+
+from l2l_runner.optim.learnable import LearnableOptimizer
+from l2l_runner.optim.transforms import (
+    ByPattern,
+    KroneckerLinear,
+    KroneckerTransform,
+    MetaCurvatureTransform,
+    MetaSGD,
+    ModuleTransform,
+    ReshapedTransform,
+    Transform,
+)
+from l2l_runner.optim.updates import DifferentiableSGD, ParameterUpdate, replace_parameters
+
+__all__ = [
+    "ByPattern",
+    "DifferentiableSGD",
+    "KroneckerLinear",
+    "KroneckerTransform",
+    "LearnableOptimizer",
+    "MetaCurvatureTransform",
+    "MetaSGD",
+    "ModuleTransform",
+    "ParameterUpdate",
+    "ReshapedTransform",
+    "Transform",
+    "replace_parameters",
+]

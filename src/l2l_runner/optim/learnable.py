@@ -1,0 +1,107 @@
+"""An optimizer that learns while it optimizes: one-step hypergradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2l_runner.optim.transforms import ByPattern, Transform, make_transforms
+
+
+class LearnableOptimizer(nn.Module):
+    """p ← p − lr · T(g), where the next backward pass gives T its gradient −lr · g' · ∂T(g).
+
+    g is the gradient at the step, and g' the one that the next `backward()` finds where the step has led. A second,
+    ordinary optimizer of this module's parameters learns T with it::
+
+        learnable = LearnableOptimizer(model, MetaSGD, lr=0.01)
+        meta_optimizer = torch.optim.Adam(learnable.parameters(), lr=1e-3)
+        for images, labels in data:
+            learnable.zero_grad()
+            meta_optimizer.zero_grad()
+            loss(model(images), labels).backward()  # gradients for the model, and for the transforms
+            meta_optimizer.step()
+            learnable.step()
+
+    The model's parameters stay leaves, updated in place; a copy or a pickle of the model and this module together works
+    on. Nothing but the last gradients is kept between steps: T(g) is computed once more when g' is known.
+
+    Args:
+        model: what is optimized. It is no submodule of this module.
+        transform: what makes a parameter's transform, or a mapping of name patterns (`ByPattern`).
+        lr: constant factor.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        transform: Transform | ByPattern | Mapping[str, Transform | None],
+        lr: float = 1.0,
+    ):
+        super().__init__()
+        made = make_transforms(model.named_parameters(), transform)
+        self.transforms = nn.ModuleList(nn.Identity() if module is None else module for module in made)
+        self.lr = lr
+        self.info = {"model": model}  # in a dictionary, so that it is no submodule
+        self._last: list[Tensor | None] = [None] * len(made)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._handles = [
+            parameter.register_hook(self._hear(index))  # type: ignore[no-untyped-call]
+            for index, parameter in enumerate(self.info["model"].parameters())
+            if parameter.requires_grad
+        ]
+
+    def _hear(self, index: int) -> Callable[[Tensor], None]:
+        def hear(grad: Tensor) -> None:
+            parameters = [p for p in self.transforms[index].parameters() if p.requires_grad]
+            if not parameters:
+                return
+            last = self._last[index]
+            # Before the first step nothing depends on T: a gradient of zeros, so that T's optimizer can step.
+            found: tuple[Tensor | None, ...] = (None,) * len(parameters)
+            if last is not None:
+                with torch.enable_grad():
+                    update = self.transforms[index](last)
+                    found = torch.autograd.grad(update, parameters, -self.lr * grad.detach(), allow_unused=True)
+            for parameter, part in zip(parameters, found, strict=True):
+                if part is None:
+                    part = torch.zeros_like(parameter)
+                parameter.grad = part if parameter.grad is None else parameter.grad + part
+
+        return hear
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the model's parameters that have gradients.
+
+        Args:
+            closure: computes the loss and its gradients first.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for index, parameter in enumerate(self.info["model"].parameters()):
+            self._last[index] = None if parameter.grad is None else parameter.grad.detach().clone()
+            if self._last[index] is not None:
+                parameter.sub_(self.transforms[index](self._last[index]), alpha=self.lr)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the model's gradients; those of the transforms are their own optimizer's to forget."""
+        self.info["model"].zero_grad(set_to_none)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_handles"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._listen()

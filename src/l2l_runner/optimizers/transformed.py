@@ -1,0 +1,224 @@
+"""SGD whose gradients pass through learned transforms: MetaSGD, meta-curvature, Kronecker factors, any module, rates.
+
+The transforms are those of `l2l_runner.optim`, a transform a tensor; they are what is meta-learned.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import abstractmethod
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from l2l_runner.errors import ConfigError
+from l2l_runner.fields import above, at_least, choice
+from l2l_runner.kernels import Kernel, TorchKernel
+from l2l_runner.layout import Layout
+from l2l_runner.optim import (
+    ByPattern,
+    KroneckerLinear,
+    KroneckerTransform,
+    MetaCurvatureTransform,
+    MetaSGD,
+    ModuleTransform,
+    Transform,
+)
+from l2l_runner.optim.transforms import make_transforms
+from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, State
+
+PATTERNS: dict[str, Transform | None] = {
+    "none": None,
+    "metasgd": MetaSGD,
+    "metacurvature": MetaCurvatureTransform,
+    "kronecker": KroneckerTransform(KroneckerLinear),
+}
+LARGEST = 4096  # elements of a tensor that a module of numel → numel is offered for
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformedConfig(LearnedConfig):
+    """u = −lr T(g), with a transform T a tensor, all of them the identity (or a rate) at the start.
+
+    Attributes:
+        lr: constant factor.
+        patterns: other transforms for parameters by the shell patterns of their names; the first that fits counts.
+    """
+
+    lr: float = above(0)
+    patterns: dict[str, str] = choice("none", "metasgd", "metacurvature", "kronecker")
+
+    @abstractmethod
+    def transform(self) -> Transform:
+        """What makes the transform of a tensor that no pattern names."""
+
+    def build(self, layout: Layout, generator: torch.Generator) -> Transformed:
+        with torch.random.fork_rng(devices=[]):  # modules draw their start from the global generator
+            torch.manual_seed(generator.initial_seed())
+            return Transformed(self, layout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaSGDConfig(TransformedConfig):
+    """A learned rate an element, lr at the start (Li et al. 2017, arXiv 1707.09835)."""
+
+    def transform(self) -> Transform:
+        return MetaSGD
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaCurvatureConfig(TransformedConfig):
+    """A learned matrix for each dimension of a tensor (Park & Oliva 2019, arXiv 1902.03356)."""
+
+    def transform(self) -> Transform:
+        return MetaCurvatureTransform
+
+
+@dataclass(frozen=True, kw_only=True)
+class KroneckerConfig(TransformedConfig):
+    """A learned Kronecker product for each tensor (Arnold et al. 2019, arXiv 1910.13603).
+
+    Attributes:
+        psd: keep it positive semi-definite.
+        bias: add a learned constant.
+    """
+
+    psd: bool
+    bias: bool
+
+    def transform(self) -> Transform:
+        return KroneckerTransform(KroneckerLinear, bias=self.bias, psd=self.psd)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleTransformConfig(TransformedConfig):
+    """A module for each tensor, from all of its elements to all of its elements.
+
+    Attributes:
+        module: the path of a class that is called with (numel, numel), as torch.nn.Linear.
+        identity: add the gradient to what the module makes of it, and start the module at zero.
+    """
+
+    module: str
+    identity: bool
+
+    def transform(self) -> Transform:
+        cls = _imported(self.module)
+        return ModuleTransform(lambda n, m: _Residual(cls(n, m)) if self.identity else cls(n, m))
+
+    def build(self, layout: Layout, generator: torch.Generator) -> Transformed:
+        for name, shape in layout.shapes.items():
+            numel = prod(shape)
+            if numel > LARGEST and not any(fnmatchcase(name, pattern) for pattern in self.patterns):
+                raise ConfigError(
+                    f"optimizer=module_transform needs a module of {numel:,} inputs and outputs for {name}; expected "
+                    f"at most {LARGEST:,}: name another kind in optimizer.patterns, as in {{'{name}':metacurvature}}, "
+                    "or use optimizer=metacurvature or optimizer=kronecker."
+                )
+        return super().build(layout, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypergradientConfig(TransformedConfig):
+    """Learned rates: lr · rate, to be learned while the optimizee trains (Baydin et al. 2018, arXiv 1703.04782).
+
+    Attributes:
+        init: the rates at the start.
+        rates: one for all (`global`), one a tensor, or one an element.
+    """
+
+    init: float = at_least(0)
+    rates: str = choice("global", "tensor", "element")
+
+    def transform(self) -> Transform:
+        if self.rates == "element":
+            return lambda param: MetaSGD(param, self.init)
+        shared = MetaSGD(torch.empty(()), self.init)
+        return lambda param: shared if self.rates == "global" else MetaSGD(param, self.init, per="tensor")
+
+
+class Transformed(LearnedOptimizer):
+    """u = −lr T(g) for each tensor by itself; there is no state.
+
+    Attributes:
+        transforms: by the tensors' names, with / for each dot.
+    """
+
+    coordinatewise = False
+    kernel: Kernel = TorchKernel()
+
+    def __init__(self, config: TransformedConfig, layout: Layout):
+        super().__init__()
+        self.config, self.layout = config, layout
+        patterns = {pattern: PATTERNS[kind] for pattern, kind in config.patterns.items()}
+        params = [(name, torch.empty(shape)) for name, shape in layout.shapes.items()]
+        made = make_transforms(params, ByPattern({**patterns, "*": config.transform()}))
+        self.transforms = nn.ModuleDict(
+            {name.replace(".", "/"): module for (name, _), module in zip(params, made, strict=True) if module}
+        )
+
+    def check(self, layout: Layout) -> None:
+        if layout != self.layout:
+            expected, found = (
+                ", ".join(f"{n} {list(s)}" for n, s in one.shapes.items()) for one in (self.layout, layout)
+            )
+            raise ConfigError(
+                f"This optimizer has a transform for each of the tensors {expected}, but the optimizee has {found}: "
+                "evaluate it on the optimizee that it was trained on."
+            )
+
+    def use_kernel(self, name: str) -> None:
+        if name not in ("auto", "torch"):
+            raise ConfigError(f"kernel={name} computes the LSTM, not learned transforms: use kernel=auto.")
+
+    def init(self, params: Tensor) -> State:
+        return ()
+
+    def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
+        parts = {
+            name: self._transformed(name.replace(".", "/"), part) for name, part in self.layout.views(grads).items()
+        }
+        return -self.config.lr * self.layout.flatten(parts), ()
+
+    def _transformed(self, key: str, grads: Tensor) -> Tensor:
+        if key not in self.transforms:
+            return grads
+        transform = self.transforms[key]
+        # A single problem needs no vmap, which costs more than most transforms.
+        return transform(grads[0]).unsqueeze(0) if len(grads) == 1 else vmap(transform)(grads)  # type: ignore[no-any-return]
+
+    def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():  # without a state, steps are like problems
+            updates, _ = self.update(grads.flatten(0, 1), (), grads)
+            return torch.autograd.grad(updates, list(self.parameters()), cotangents.flatten(0, 1))
+
+
+class _Residual(nn.Module):
+    """x + module(x), with a module that starts as zero: its last parameters are."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+        last = [part for part in module.modules() if list(part.parameters(recurse=False))][-1:]
+        for part in last:
+            for parameter in part.parameters(recurse=False):
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        update: Tensor = x + self.module(x)
+        return update
+
+
+def _imported(path: str) -> type[nn.Module]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"optimizer.module={path} cannot be imported ({error}): expected the path of a class, as torch.nn.Linear."
+        ) from error
+    return found  # type: ignore[no-any-return]
