@@ -30,7 +30,7 @@ BAD = [
     (["+meta.step=3"], ["meta.step", "Did you mean steps?"]),
     (["+evaluation.tune.lows=3"], ["evaluation.tune.lows", "low"]),
     (["+unrol=short"], ["unrol"]),
-    (["recipe=mnist_lst"], ["recipe=mnist_lst", "Did you mean mnist_lstm?"]),
+    (["recipe=mnist_lstm"], ["recipe=mnist_lstm", "Did you mean mnist_lstm_tbptt?"]),
     (["optimizer=adam", "optimizer.hidden=3"], ["optimizer.hidden"]),
     (["~optimizee.dim"], ["optimizee.dim is missing"]),
     (["~meta.lr"], ["meta.lr is missing"]),

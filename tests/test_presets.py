@@ -118,7 +118,7 @@ def test_the_recipe_of_a_pair_is_used_where_there_is_one(tmp_path: Path) -> None
 @needs_mnist
 @pytest.mark.parametrize(("more", "rate"), [([], None), (["~recipe"], 0.01)])
 def test_mnist_takes_its_recipe_by_itself(tmp_path: Path, more: list[str], rate: float | None) -> None:
-    text = (ROOT / "conf" / "recipe" / "mnist_lstm.yaml").read_text()
+    text = (ROOT / "conf" / "recipe" / "mnist_lstm_tbptt.yaml").read_text()
     arguments = ["optimizee=mnist", *SHORT, *FEW, "meta.steps=0", "evaluate=false", *CPU, *more]
     assert train(tmp_path / "run", *arguments).code == 0
     (own,) = re.findall(r"^  lr: ([\d.e-]+)$", text, re.MULTILINE)

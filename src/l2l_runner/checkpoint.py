@@ -19,7 +19,7 @@ import torch
 
 from l2l_runner import streams
 from l2l_runner.errors import CheckpointError, ConfigError, StorageError
-from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
+from l2l_runner.optimizers import LEARNED, HandDesigned, LearnedOptimizer
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 
 FORMAT = 1
@@ -104,7 +104,7 @@ def build_optimizer(config: Mapping[str, Any], seed: int) -> LearnedOptimizer:
     settings = parse_optimizer(config["optimizer"])
     if isinstance(settings, HandDesigned):
         name = config["optimizer"]["name"]
-        raise ConfigError(f"optimizer={name} has nothing to be meta-learned: use optimizer=lstm.")
+        raise ConfigError(f"optimizer={name} has nothing to be meta-learned: use a learned one ({', '.join(LEARNED)}).")
     layout = parse_optimizee(config["optimizee"]).layout()
     built: LearnedOptimizer = settings.build(layout, streams.generator(seed, "optimizer"))
     return built
@@ -141,3 +141,14 @@ def load_parameters(optimizer: LearnedOptimizer, parameters: Mapping[str, Any], 
             f"{expected.get(odd, 'none')}: use the optimizer settings that it was trained with."
         )
     optimizer.load_state_dict(dict(parameters))
+
+
+def initialise(optimizer: LearnedOptimizer, init: str | None) -> None:
+    """Start from the parameters that another run has learned, where one is named (a checkpoint, or its run's folder).
+
+    Raises:
+        CheckpointError: it can't be read, or is of another architecture.
+    """
+    if init is not None:
+        source = Path(init).expanduser()
+        load_parameters(optimizer, load(source)["optimizer"], source)

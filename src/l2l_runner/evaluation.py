@@ -183,8 +183,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     rows[0] += metrics
     for name, entry in summary["optimizers"].items():
         lr = "learned" if entry["lr"] is None else f"{entry['lr']:.3g}"
-        row = [name, lr, _with_ci(entry["sum"]), _with_ci(entry["final"]), f"{entry['diverged']} of {total}"]
-        rows.append(row + [_with_ci(entry["metrics"][metric]) for metric in metrics])
+        row = [name, lr, with_ci(entry["sum"]), with_ci(entry["final"]), f"{entry['diverged']} of {total}"]
+        rows.append(row + [with_ci(entry["metrics"][metric]) for metric in metrics])
     head = (
         f"{summary['optimizee']}, {total} held-out problems, {summary['steps']} steps, mean ± half of the 95 % "
         "confidence interval:"
@@ -192,7 +192,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([head, *align(rows)])
 
 
-def _with_ci(value: Mapping[str, float | None]) -> str:
+def with_ci(value: Mapping[str, float | None]) -> str:
+    """A mean with its confidence interval, as it is printed."""
     mean, half = value["mean"], value["ci95"]
     if mean is None or not math.isfinite(mean):
         return "diverged"

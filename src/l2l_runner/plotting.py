@@ -147,6 +147,48 @@ def single_curve(path: Path, name: str, summary: Mapping[str, Any]) -> None:
     write_atomically(path, _png(figure, 150))
 
 
+def online(path: Path, summary: Mapping[str, Any]) -> None:
+    """online.png: what an optimizer that learns does beside the same one fixed, and the rates that it has learned."""
+    arms = {name: arm for name, arm in summary["arms"].items() if arm["steps"]}
+    rates: Mapping[str, Any] = next((arm["rates"] for arm in arms.values() if arm["rates"]), {})
+    metrics = sorted({name for arm in arms.values() for name in arm["metrics"]})
+    panels = ["training loss", *metrics, *(["learned rates"] if rates else [])]
+    figure = Figure(figsize=(1 + 4.2 * len(panels), 3.8), layout="constrained")
+    styles = {"learning": (COLOURS["lstm"], "-"), "fixed": (COLOURS["sgd"], "--")}
+    for place, panel in enumerate(panels):
+        axes = _axes(figure, (1, len(panels), place + 1), "step", panel, summary["optimizee"] if place == 0 else "")
+        if panel == "learned rates":
+            _rates(axes, next(arm["steps"] for arm in arms.values() if arm["rates"]), rates)
+            continue
+        for name, arm in arms.items():
+            values = arm["loss"] if panel == "training loss" else arm["metrics"][panel]
+            first = 1 if panel == "training loss" and len(values) > 2 else 0  # a single loss, the others are means
+            mean = np.array([np.nan if v["mean"] is None else v["mean"] for v in values], dtype=float)[first:]
+            half = np.array([v["ci95"] or 0.0 for v in values], dtype=float)[first:]
+            half[~np.isfinite(half)] = 0.0
+            steps = np.array(arm["steps"])[first:]
+            colour, style = styles[name]
+            label = f"{summary['optimizer']}, {name} ({max(arm['runs'])} runs)"
+            axes.plot(steps, mean, style, color=colour, linewidth=1.8, label=label)
+            axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        if panel == "training loss":
+            axes.set_yscale("log")
+        if place == 0:
+            axes.legend(fontsize=8, frameon=False)
+    write_atomically(path, _png(figure, 150))
+
+
+def _rates(axes: Axes, steps: Sequence[int], rates: Mapping[str, Any]) -> None:
+    """The median learning rate of each tensor, and the band of the middle four fifths."""
+    palette = [COLOURS[key] for key in ("adam", "lstm", "nag", "rms", "sgd", "momentum")]
+    for index, (name, quantiles) in enumerate(rates.items()):
+        low, middle, high = np.array(quantiles, dtype=float).T
+        colour, style = palette[index % len(palette)], ("-", "--", ":", "-.")[index // len(palette) % 4]
+        axes.plot(steps, middle, style, color=colour, linewidth=1.4, label=name)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.legend(fontsize=7, frameon=False, ncols=1 + len(rates) // 12)
+
+
 def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -> None:
     """sweep.png: final loss against the swept values; a line for each value of a second one, if any."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")

@@ -96,6 +96,32 @@ class Meta:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Online:
+    """The optimizer learns while it trains the optimizee, beside one that stays as it is.
+
+    Attributes:
+        name: online.
+        lr: the meta-optimizer's (Adam's) learning rate.
+        clip: largest global norm of a meta-gradient; null for none.
+        runs: independent runs, on a problem each.
+        read_every: steps between readings, which refresh the picture and save the checkpoint.
+    """
+
+    name: str = choice("online")
+    lr: float = above(0)
+    clip: float | None = above(0)
+    runs: int = at_least(1)
+    read_every: int = at_least(1)
+
+    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT:
+        """What estimates the meta-gradients: with windows of one step, one-step hypergradients."""
+        return TBPTT(length=unroll.length, steps=unroll.steps)
+
+
+METAS: dict[str, type[Meta] | type[Online]] = {"tbptt": Meta, "online": Online}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Device:
     """name: auto, cpu or cuda. dtype: float32 or float64. threads: CPU threads; null leaves PyTorch's choice."""
 
@@ -177,7 +203,7 @@ class TrainConfig:
     optimizee: Optimizee
     optimizer: HandDesigned | LearnedConfig
     unroll: Unroll
-    meta: Meta
+    meta: Meta | Online
     meta_batch: int = at_least(1)
     score: str = choice(*SCORES)
     evaluate: bool
@@ -248,8 +274,14 @@ def parse_train(node: Mapping[str, Any]) -> TrainConfig:
     parts = dict(node)
     parts["optimizee"] = parse_optimizee(node.get("optimizee"))
     parts["optimizer"] = parse_optimizer(node.get("optimizer"))
+    parts["meta"] = parse(_named(node.get("meta"), "meta", METAS), node.get("meta"), "meta")
     parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "evaluation.")
     config = parse(TrainConfig, parts)
+    if isinstance(config.optimizer, HandDesigned) and isinstance(config.meta, Online):
+        raise ConfigError(
+            f"optimizer={node['optimizer']['name']} has nothing to be learned by meta={config.meta.name}: use one that "
+            f"has ({', '.join(LEARNED)})."
+        )
     if isinstance(config.optimizer, LearnedConfig):
         config.meta.estimator(config.unroll, config.optimizer)
     return config

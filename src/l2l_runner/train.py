@@ -14,6 +14,7 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
 
     from l2l_runner import schema, trainer
     from l2l_runner.folder import RunFolder
+    from l2l_runner.online import OnlineTraining
     from l2l_runner.optimizers import HandDesigned
     from l2l_runner.runtime import machine_settings, runtime_of
 
@@ -25,7 +26,8 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
             name = str(composed["optimizer"]["name"])
             folder.accept()
             return asdict(trainer.run_hand_designed(config, config.optimizer, name, folder, runtime))
-        training = trainer.MetaTraining(config, composed, folder, runtime)
+        kind = OnlineTraining if isinstance(config.meta, schema.Online) else trainer.MetaTraining
+        training = kind(config, composed, folder, runtime)
         folder.accept()
         return asdict(training.train())
 

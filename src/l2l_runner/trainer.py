@@ -134,11 +134,12 @@ class MetaTraining:
         self.name = str(composed["optimizer"]["name"])
         self.optimizer = checkpoint.build_optimizer(composed, config.seed).to(runtime.device, runtime.dtype)
         self.optimizer.use_kernel(config.kernel)
-        if config.init is not None and not folder.last.exists():
-            source = Path(config.init).expanduser()
-            checkpoint.load_parameters(self.optimizer, checkpoint.load(source)["optimizer"], source)
+        if not folder.last.exists():
+            checkpoint.initialise(self.optimizer, config.init)
         self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr, fused=True)
+        assert isinstance(config.meta, Meta)
         assert not isinstance(config.optimizer, HandDesigned)
+        self.meta = config.meta
         self.estimator = config.meta.estimator(config.unroll, config.optimizer)
         self.progress = Progress()
         if folder.last.exists():
@@ -158,7 +159,7 @@ class MetaTraining:
         self.meta_optimizer.load_state_dict(content["meta_optimizer"])
         self.progress = Progress(**content["progress"])
         self.folder.truncate(self.progress.metrics_bytes)
-        log.info("Resumed %s at meta-step %d of %d.", self.folder.path, self.progress.step, self.config.meta.steps)
+        log.info("Resumed %s at meta-step %d of %d.", self.folder.path, self.progress.step, self.meta.steps)
 
     def _save(self, path: Path) -> None:
         content = {
@@ -178,7 +179,7 @@ class MetaTraining:
         Raises:
             Stopped: Ctrl-C or SIGTERM; the state is saved.
         """
-        config, meta = self.config, self.config.meta
+        config, meta = self.config, self.meta
         log.info(
             "Meta-training %s on %s: %d meta-steps of %d problems × %d steps, windows of %d, engine %s, kernel %s, "
             "on %s, seed %d; in %s",
@@ -198,7 +199,7 @@ class MetaTraining:
             return self._train(stop)
 
     def _train(self, stop: list[int]) -> Outcome:
-        config, meta = self.config, self.config.meta
+        config, meta = self.config, self.meta
         status = "completed"
         baselines = self._baselines() if config.evaluate else {}
         shown = self._shown(baselines)
@@ -238,7 +239,7 @@ class MetaTraining:
         return Outcome(status, curves.score(config.score), mean_ci(curves.finals), mean_ci(curves.sums))
 
     def _meta_step(self, bar: tqdm[Any]) -> None:
-        config, meta, step = self.config, self.config.meta, self.progress.step
+        config, meta, step = self.config, self.meta, self.progress.step
         seeds = streams.seeds(config.seed, "train", step * config.meta_batch, config.meta_batch, self.runtime.device)
         problem = config.optimizee.sample(seeds, self.runtime)
         lr = learning_rate(meta, step)
@@ -340,7 +341,7 @@ class MetaTraining:
         plotting.learning(
             [self.folder.path / "learning.png", self.folder.frames / f"{self.progress.step:08d}.png"],
             self.progress.step,
-            self.config.meta.steps,
+            self.meta.steps,
             summary,
             [(r["step"], r["meta_loss"]) for r in records if r["event"] == "meta_step"],
             [(r["step"], r[self.config.score]["mean"]) for r in records if r["event"] == "validation"],
@@ -361,11 +362,11 @@ class MetaTraining:
         log.info("%s\n%s\n%s", self.folder.path / "learning.png", self.folder.path / "learning.gif", self.folder.best)
 
     def _stalled(self) -> int:
-        return (self.progress.validated - self.progress.best_step) // self.config.meta.validate_every
+        return (self.progress.validated - self.progress.best_step) // self.meta.validate_every
 
     def _how_to_resume(self) -> str:
         return (
-            f"Stopped at meta-step {self.progress.step} of {self.config.meta.steps}; everything is saved. To go on:\n"
+            f"Stopped at meta-step {self.progress.step} of {self.meta.steps}; everything is saved. To go on:\n"
             f"  python -m l2l_runner.train {self.folder.how_to_resume}"
         )
 
@@ -376,5 +377,5 @@ class MetaTraining:
         return {**self._latest, **best, **skipped}
 
     def _bar(self) -> tqdm[Any]:
-        step, total = self.progress.step, self.config.meta.steps
+        step, total = self.progress.step, self.meta.steps
         return tqdm(initial=step, total=total, desc="meta-training", unit="meta-step", disable=None)

@@ -58,13 +58,16 @@ class TBPTT(MetaGradient):
     chunk: int | None = None
 
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
-        point = start(problem, optimizer)
+        return (estimate for estimate, _ in self.windows(optimizer, problem, start(problem, optimizer)))
+
+    def windows(self, optimizer: LearnedOptimizer, problem: Problem, point: Point) -> Iterator[tuple[Estimate, Point]]:
+        """The estimates of the windows from a point on, and where each of them ends."""
         all_weights = loss_weights(self.weights, self.steps).to(point.params)
         window = self._replay if self.engine == "replay" else self._differentiate
         while point.step < self.steps:
             weights = all_weights[point.step : point.step + self.length]
             estimate, point = window(optimizer, problem, point, weights)
-            yield estimate
+            yield estimate, point
 
     def _replay(
         self, optimizer: LearnedOptimizer, problem: Problem, point: Point, weights: Tensor

@@ -78,6 +78,10 @@ class LearnedOptimizer(nn.Module, Optimizer):
         """The state of some coordinates, by their places in [problems × coordinates]; for coordinatewise rules."""
         raise NotImplementedError
 
+    def rates(self) -> dict[str, Tensor]:
+        """The learning rates that it has learned, by the names of the tensors that they are for, if it has any."""
+        return {}
+
     @abstractmethod
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         """∂(Σ_t ⟨cotangents_t, u_t⟩)/∂φ, where u_t are the updates that constant gradients lead to from `state`.

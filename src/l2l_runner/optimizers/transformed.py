@@ -191,6 +191,10 @@ class Transformed(LearnedOptimizer):
         # A single problem needs no vmap, which costs more than most transforms.
         return transform(grads[0]).unsqueeze(0) if len(grads) == 1 else vmap(transform)(grads)  # type: ignore[no-any-return]
 
+    def rates(self) -> dict[str, Tensor]:
+        pairs = ((key.replace("/", "."), transform) for key, transform in self.transforms.items())
+        return {name: self.config.lr * one.rate.detach() for name, one in pairs if isinstance(one, MetaSGD)}
+
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():  # without a state, steps are like problems
             updates, _ = self.update(grads.flatten(0, 1), (), grads)

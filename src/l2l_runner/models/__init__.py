@@ -1,0 +1,1 @@
+"""Modules that have no home in torchvision: what experiments of the literature train."""

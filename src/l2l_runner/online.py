@@ -1,0 +1,288 @@
+"""An optimizer that learns while it trains: one trajectory, an update of the optimizer after each of its windows.
+
+Beside it, on the very same problem, runs the same optimizer as it was at the start. With windows of one step these are
+one-step hypergradients (Baydin et al. 2018, arXiv 1703.04782).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from l2l_runner import checkpoint, plotting, streams
+from l2l_runner.errors import CheckpointError
+from l2l_runner.evaluation import align, mean_ci, with_ci
+from l2l_runner.folder import RunFolder
+from l2l_runner.optimizees import Problem
+from l2l_runner.runtime import Runtime
+from l2l_runner.schema import Online, TrainConfig
+from l2l_runner.stopping import stop_requests
+from l2l_runner.trainer import Outcome, Stopped, difference
+from l2l_runner.unroll import Point, start, unroll
+
+log = logging.getLogger(__name__)
+
+ARMS = ("learning", "fixed")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a trajectory at a step.
+
+    Attributes:
+        run: number of the run.
+        arm: learning or fixed.
+        step: steps taken.
+        loss: mean training loss of the steps since the reading before; of the start, its loss.
+        metrics: of the problem, at this step.
+        rates: of each tensor, the tenth, fiftieth and ninetieth percentile of its learning rates.
+    """
+
+    run: int
+    arm: str
+    step: int
+    loss: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where all runs stand; part of their checkpoints. `best_loss` is the lowest that learning has ended with."""
+
+    run: int = 0
+    arm: str = ARMS[0]
+    step: int = 0
+    best_loss: float | None = None
+    metrics_bytes: int = 0
+
+
+class OnlineTraining:
+    """All runs, in one folder."""
+
+    def __init__(self, config: TrainConfig, composed: Mapping[str, Any], folder: RunFolder, runtime: Runtime):
+        assert isinstance(config.meta, Online)
+        self.config, self.composed, self.folder, self.runtime = config, composed, folder, runtime
+        self.meta = config.meta
+        self.name = str(composed["optimizer"]["name"])
+        self.steps = config.unroll.steps
+        self.estimator = config.meta.estimator(config.unroll, config.optimizer)  # type: ignore[arg-type]
+        self.progress = Progress()
+        self._begin()
+        if folder.last.exists():
+            self._restore()
+        else:
+            folder.truncate(0)
+
+    def _begin(self) -> None:
+        """A new trajectory, with the optimizer as it is at the start."""
+        self.optimizer = checkpoint.build_optimizer(self.composed, self.config.seed)
+        self.optimizer.to(self.runtime.device, self.runtime.dtype)
+        self.optimizer.use_kernel(self.config.kernel)
+        checkpoint.initialise(self.optimizer, self.config.init)
+        self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=self.meta.lr, fused=True)
+        self.point: Point | None = None
+        self.pending: list[Tensor] = []  # losses since the last reading
+
+    def _restore(self) -> None:
+        content = checkpoint.load(self.folder.last)
+        changed = difference(self.composed, content["config"])
+        if changed:
+            raise CheckpointError(
+                f"{self.folder.path} cannot be resumed with other settings: {changed}; leave it as it was, or start a "
+                "new run."
+            )
+        checkpoint.load_parameters(self.optimizer, content["optimizer"], self.folder.last)
+        self.meta_optimizer.load_state_dict(content["meta_optimizer"])
+        self.progress = Progress(**content["progress"])
+        if content["point"] is not None:
+            step, params, state, loss, grads = content["point"]
+            params, loss, grads = (tensor.to(self.runtime.device) for tensor in (params, loss, grads))
+            self.point = Point(step, params, tuple(part.to(self.runtime.device) for part in state), loss, grads)
+        self.pending = [losses.to(self.runtime.device) for losses in content["pending"]]
+        self.folder.truncate(self.progress.metrics_bytes)
+        log.info("Resumed %s at %s.", self.folder.path, self._where())
+
+    def _save(self, path: Path) -> None:
+        content = {
+            "config": dict(self.composed),
+            "optimizer": {key: value.detach().cpu() for key, value in self.optimizer.state_dict().items()},
+            "meta_optimizer": self.meta_optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "point": None if self.point is None else tuple(self.point),
+            "pending": self.pending,
+        }
+        checkpoint.save(path, content)
+
+    def _where(self) -> str:
+        progress = self.progress
+        return f"step {progress.step} of {self.steps}, {progress.arm}, run {progress.run + 1} of {self.meta.runs}"
+
+    def train(self) -> Outcome:
+        """All runs, each with an optimizer that learns and with one that doesn't; pictures on the way.
+
+        Raises:
+            Stopped: Ctrl-C or SIGTERM; the state is saved.
+        """
+        log.info(
+            "%s learns online on %s: %d runs of %d steps, windows of %d, on %s, seed %d; in %s",
+            *(self.name, self.config.optimizee.name, self.meta.runs, self.steps, self.config.unroll.length),
+            *(self.runtime.device, self.config.seed, self.folder.path),
+        )
+        total = len(ARMS) * self.meta.runs * self.steps
+        done = (len(ARMS) * self.progress.run + ARMS.index(self.progress.arm)) * self.steps + self.progress.step
+        with stop_requests() as stop, tqdm(total=total, initial=done, unit="step", disable=None) as bar:
+            while self.progress.run < self.meta.runs:
+                bar.set_description(f"run {self.progress.run + 1}, {self.progress.arm}")
+                self._trajectory(bar, stop)
+                self._end_trajectory()
+        summary = self.summary()
+        self._write(summary)
+        log.info("%s", table(summary))
+        log.info("%s\n%s", self.folder.path / "online.json", self.folder.path / "online.png")
+        return self._outcome()
+
+    def _trajectory(self, bar: tqdm[Any], stop: list[int]) -> None:
+        seeds = streams.seeds(self.config.seed, "train", self.progress.run, 1, self.runtime.device)
+        problem = self.config.optimizee.sample(seeds, self.runtime)
+        if self.point is None:
+            self.point = start(problem, self.optimizer)
+            self._read(problem, self.point.loss)
+        for grads, losses, point in self._windows(problem, self.point):
+            self.point = point
+            self.pending.append(losses.flatten())
+            if grads is not None:
+                self._learn(grads)
+            bar.update(point.step - self.progress.step)
+            due = point.step // self.meta.read_every > self.progress.step // self.meta.read_every
+            self.progress = replace(self.progress, step=point.step)
+            ended = False
+            if due or point.step == self.steps:
+                ended = not math.isfinite(self._read(problem, torch.cat(self.pending)))
+                self._write(self.summary())
+                self._save(self.folder.last)
+            if stop:
+                self._save(self.folder.last)
+                raise Stopped(
+                    f"Stopped at {self._where()}; everything is saved. To go on:\n"
+                    f"  python -m l2l_runner.train {self.folder.how_to_resume}",
+                    128 + stop[0],
+                )
+            if ended:
+                log.warning("Run %d, %s, diverged by step %d.", self.progress.run + 1, self.progress.arm, point.step)
+                return
+
+    def _windows(self, problem: Problem, point: Point) -> Iterator[tuple[tuple[Tensor, ...] | None, Tensor, Point]]:
+        """Meta-gradient (where one is wanted), losses and end of each window from a point on."""
+        if self.progress.arm == "learning":
+            for estimate, reached in self.estimator.windows(self.optimizer, problem, point):
+                yield estimate.grads, estimate.losses, reached
+            return
+        for _, reached in unroll(problem, self.optimizer, point, self.steps - point.step):
+            yield None, reached.loss, reached
+
+    def _learn(self, grads: tuple[Tensor, ...]) -> None:
+        """A step of Adam; a meta-gradient that isn't finite never reaches the optimizer."""
+        norm = torch.nn.utils.get_total_norm(grads)
+        scale = 1.0 if self.meta.clip is None else (self.meta.clip / (norm + 1e-12)).clamp(max=1)
+        for parameter, grad in zip(self.optimizer.parameters(), grads, strict=True):
+            parameter.grad = grad * scale
+        self.meta_optimizer.found_inf = 1 - torch.isfinite(norm).float()  # type: ignore[attr-defined]
+        self.meta_optimizer.step()
+
+    def _read(self, problem: Problem, losses: Tensor) -> float:
+        """Note the mean of the losses since the last reading, and what there is to see now."""
+        assert self.point is not None
+        self.pending = []
+        with torch.no_grad():
+            metrics = problem.metrics(problem.layout.views(self.point.params))
+        quantiles = torch.tensor([0.1, 0.5, 0.9], dtype=self.runtime.dtype, device=self.runtime.device)
+        rates = {name: rate.flatten().quantile(quantiles).tolist() for name, rate in self.optimizer.rates().items()}
+        loss = losses.mean().item()
+        reading = Reading(
+            run=self.progress.run,
+            arm=self.progress.arm,
+            step=self.point.step,
+            loss=loss,
+            metrics={name: value.item() for name, value in metrics.items()},
+            rates=rates if self.progress.arm == "learning" else {},
+        )
+        size = self.folder.log({"event": "reading", **asdict(reading)})
+        self.progress = replace(self.progress, metrics_bytes=size)
+        return loss
+
+    def _end_trajectory(self) -> None:
+        """Keep the optimizer of the run with the lowest loss, and go on to the next trajectory."""
+        last = self._readings()[-1]
+        learned = last.arm == "learning"
+        if learned and (self.progress.best_loss is None or last.loss < self.progress.best_loss):
+            self.progress = replace(self.progress, best_loss=last.loss)
+            self._save(self.folder.best)
+        run, arm = (self.progress.run, "fixed") if learned else (self.progress.run + 1, "learning")
+        self.progress = replace(self.progress, run=run, arm=arm, step=0)
+        self._begin()
+        self._save(self.folder.last)
+
+    def _readings(self) -> list[Reading]:
+        readings = []
+        for record in self.folder.records():
+            values = {key: value for key, value in record.items() if key != "event"}
+            values["loss"] = math.nan if values["loss"] is None else values["loss"]
+            readings.append(Reading(**values))
+        return readings
+
+    def summary(self) -> dict[str, Any]:
+        """The contract of online.json: for each arm, means and confidence intervals over runs, reading by reading."""
+        arms: dict[str, Any] = {}
+        readings = self._readings()
+        for arm in ARMS:
+            steps = sorted({reading.step for reading in readings if reading.arm == arm})
+            rows = [[reading for reading in readings if (reading.arm, reading.step) == (arm, step)] for step in steps]
+            names = sorted({name for reading in readings for name in reading.metrics})
+            arms[arm] = {
+                "steps": steps,
+                "runs": [len(row) for row in rows],
+                "loss": [mean_ci(torch.tensor([reading.loss for reading in row])) for row in rows],
+                "metrics": {
+                    name: [mean_ci(torch.tensor([reading.metrics[name] for reading in row])) for row in rows]
+                    for name in names
+                },
+                "rates": {
+                    name: [torch.tensor([reading.rates[name] for reading in row]).mean(0).tolist() for row in rows]
+                    for name in (rows[0][0].rates if rows else {})
+                },
+            }
+        return {"optimizee": self.config.optimizee.name, "optimizer": self.name, "steps": self.steps, "arms": arms}
+
+    def _write(self, summary: Mapping[str, Any]) -> None:
+        self.folder.write_json("online.json", summary)
+        plotting.online(self.folder.path / "online.png", summary)
+
+    def _outcome(self) -> Outcome:
+        readings = [reading for reading in self._readings() if reading.arm == "learning"]
+        lasts = [max((r for r in readings if r.run == run), key=lambda r: r.step) for run in range(self.meta.runs)]
+        sums = [sum(r.loss for r in readings if r.run == run) for run in range(self.meta.runs)]
+        final = mean_ci(torch.tensor([reading.loss for reading in lasts]))
+        finite = math.isfinite(final["mean"])
+        score = final["mean"] if finite else math.inf
+        return Outcome("completed" if finite else "diverged", score, final, mean_ci(torch.tensor(sums)))
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The last readings of both arms, as the table that is printed."""
+    arms = {name: arm for name, arm in summary["arms"].items() if arm["steps"]}
+    metrics = sorted({metric for arm in arms.values() for metric in arm["metrics"]})
+    rows = [[summary["optimizer"], "runs", "steps", "training loss", *metrics]]
+    for name, arm in arms.items():
+        row = [name, str(arm["runs"][-1]), str(arm["steps"][-1]), with_ci(arm["loss"][-1])]
+        rows.append(row + [with_ci(arm["metrics"][metric][-1]) for metric in metrics])
+    head = f"{summary['optimizee']}, mean ± half of the 95 % confidence interval over runs:"
+    return "\n".join([head, *align(rows)])
