@@ -29,8 +29,11 @@ from l2l_runner.fields import did_you_mean
 
 log = logging.getLogger(__name__)
 
-PATHS = ("checkpoint", "init", "data.root", "hydra.run.dir", "hydra.sweep.dir")
+PATHS = ("checkpoint", "init", "data.root", "optimizee.weights", "hydra.run.dir", "hydra.sweep.dir")
 """Keys whose values are paths."""
+
+OPEN = ("optimizee.model.",)
+"""Groups that take any key, because what they describe is somebody else's."""
 
 ENVIRONMENT = {"GOMP_SPINCOUNT": "3000"}
 """How long PyTorch's threads spin before they sleep, read when it is first imported: by default so long that a shared
@@ -66,7 +69,7 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     argv = sys.argv
     try:
-        arguments = with_quoted_paths(argv[1:])
+        arguments = with_open_groups(with_quoted_paths(argv[1:]))
         check_choices(arguments)
         sys.argv = [argv[0], *prepare(arguments)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
@@ -193,6 +196,11 @@ def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
         return argument if plain else f"{key}={quoted(value)}"
 
     return [mend(argument) for argument in arguments]
+
+
+def with_open_groups(arguments: Sequence[str]) -> list[str]:
+    """The arguments with Hydra's ++ (change it, or add it) where a group takes any key."""
+    return [f"++{argument}" if argument.startswith(OPEN) else argument for argument in arguments]
 
 
 def with_first(first: Sequence[str], arguments: Sequence[str]) -> list[str]:

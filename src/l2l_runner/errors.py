@@ -22,3 +22,9 @@ class DataError(UserError):
 
 class StorageError(UserError):
     """A folder that cannot be written, or already belongs to another run."""
+
+
+def reason(error: Exception) -> str:
+    """The first line of another package's error, without its full stop: to be put into a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
