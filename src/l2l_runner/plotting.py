@@ -154,9 +154,10 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
     metrics = sorted({name for arm in arms.values() for name in arm["metrics"]})
     panels = ["training loss", *metrics, *(["learned rates"] if rates else [])]
     figure = Figure(figsize=(1 + 4.2 * len(panels), 3.8), layout="constrained")
+    grid = figure.add_gridspec(1, len(panels))
     styles = {"learning": (COLOURS["lstm"], "-"), "fixed": (COLOURS["sgd"], "--")}
     for place, panel in enumerate(panels):
-        axes = _axes(figure, (1, len(panels), place + 1), "step", panel, summary["optimizee"] if place == 0 else "")
+        axes = _axes(figure, grid[0, place], "step", panel, summary["optimizee"] if place == 0 else "")
         if panel == "learned rates":
             _rates(axes, next(arm["steps"] for arm in arms.values() if arm["rates"]), rates)
             continue
@@ -187,6 +188,43 @@ def _rates(axes: Axes, steps: Sequence[int], rates: Mapping[str, Any]) -> None:
         axes.plot(steps, middle, style, color=colour, linewidth=1.4, label=name)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.legend(fontsize=7, frameon=False, ncols=1 + len(rates) // 12)
+
+
+def reweighting(path: Path, summary: Mapping[str, Any]) -> None:
+    """reweighting.png: accuracy against the proportion of the frequent class, and over the steps at the highest one."""
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    entries = sorted(summary["proportions"], key=lambda entry: float(entry["proportion"]))
+    styles = {"plain": (COLOURS["sgd"], "s--", -0.06), "reweighted": (COLOURS["lstm"], "o-", 0.06)}
+    title = f"{summary['optimizee']}, {summary['steps']} steps, 95 % confidence intervals over runs"
+    axes = _axes(figure, 121, "proportion of the frequent class", "accuracy on balanced test images", title)
+    for arm, (colour, style, shift) in styles.items():
+        # Proportions crowd towards 1, so they stand as categories, evenly spaced; side by side, intervals can be read.
+        done = [(x + shift, entry["arms"][arm]) for x, entry in enumerate(entries) if arm in entry["arms"]]
+        if not done:
+            continue
+        error = [value["ci95"] if np.isfinite(value["ci95"]) else 0.0 for _, value in done]
+        means = [value["mean"] for _, value in done]
+        runs = max(len(value["accuracies"]) for _, value in done)
+        label = f"{LABELS.get(summary['optimizer'], summary['optimizer'])}, {arm} ({runs} runs)"
+        axes.errorbar([x for x, _ in done], means, yerr=error, fmt=style, capsize=3, color=colour, label=label)
+        known = [(x, value["published"]) for x, value in done if value["published"] is not None]
+        if known:
+            xs, ys = zip(*known, strict=True)
+            axes.plot(xs, ys, "D", color=colour, markerfacecolor="none", alpha=0.5, label=f"{arm}, published")
+    axes.set_xticks(range(len(entries)), [f"{entry['proportion']:.4g}" for entry in entries])
+    axes.set_ylim(0.45, 1.01)
+    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    hardest = next((entry for entry in reversed(entries) if entry["arms"]), entries[-1])
+    axes = _axes(figure, 122, "step", "", f"at a proportion of {hardest['proportion']:.4g}")
+    for arm, value in hardest["arms"].items():
+        colour, style, _ = styles[arm]
+        mean = np.array([point["mean"] for point in value["curve"]])
+        half = np.nan_to_num(np.array([point["ci95"] for point in value["curve"]], dtype=float))
+        axes.plot(value["steps"], mean, style[1:], color=colour, linewidth=1.8)
+        axes.fill_between(value["steps"], mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+    axes.set_ylim(0.45, 1.01)
+    axes.margins(x=0)
+    write_atomically(path, _png(figure, 150))
 
 
 def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -> None:

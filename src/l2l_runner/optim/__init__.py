@@ -14,6 +14,7 @@ from l2l_runner.optim.transforms import (
     ModuleTransform,
     ReshapedTransform,
     Transform,
+    TransformDictionary,
 )
 from l2l_runner.optim.updates import DifferentiableSGD, ParameterUpdate, replace_parameters
 
@@ -29,5 +30,6 @@ __all__ = [
     "ParameterUpdate",
     "ReshapedTransform",
     "Transform",
+    "TransformDictionary",
     "replace_parameters",
 ]

@@ -168,6 +168,30 @@ class KroneckerTransform:
         return ReshapedTransform(_like(transform, param), (-1, *shape))
 
 
+class TransformDictionary:
+    """A transform for each of some modules or parameters; all other parameters keep their gradients.
+
+    Args:
+        transforms: by module, for all of its parameters, or by parameter.
+
+    Raises:
+        ValueError: a key is neither.
+    """
+
+    def __init__(self, transforms: Mapping[nn.Module | nn.Parameter, Transform]):
+        self._transforms: dict[int, Transform] = {}
+        self._keys = list(transforms)  # kept alive, so that no other object takes their identity
+        for key, transform in transforms.items():
+            if not isinstance(key, (nn.Module, nn.Parameter)):
+                raise ValueError(f"A key is {type(key).__name__}; expected an nn.Module or an nn.Parameter.")
+            for parameter in key.parameters() if isinstance(key, nn.Module) else [key]:
+                self._transforms[id(parameter)] = transform
+
+    def __call__(self, param: Tensor) -> nn.Module | None:
+        transform = self._transforms.get(id(param))
+        return None if transform is None else transform(param)
+
+
 class ByPattern:
     """A transform for each parameter by its name: the first pattern that fits it counts.
 

@@ -23,12 +23,16 @@ def replace_parameters(module: nn.Module, tensors: Mapping[str, Tensor]) -> None
         module: whose parameters are replaced.
         tensors: by the names of `named_parameters()`; parameters that are not named stay.
     """
-    new = {id(parameter): tensors[name] for name, parameter in module.named_parameters() if name in tensors}
+    # nn.Parameter by type, and still what was computed: operations on it stay in its graph.
+    new = {
+        id(parameter): tensors[name].as_subclass(nn.Parameter)
+        for name, parameter in module.named_parameters()
+        if name in tensors
+    }
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None and id(parameter) in new:
-                # nn.Parameter by type, and still what was computed: operations on it stay in its graph.
-                part._parameters[name] = new[id(parameter)].as_subclass(nn.Parameter)
+                part._parameters[name] = new[id(parameter)]
 
 
 class DifferentiableSGD(nn.Module):

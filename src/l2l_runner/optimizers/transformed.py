@@ -46,11 +46,12 @@ class TransformedConfig(LearnedConfig):
 
     Attributes:
         lr: constant factor.
-        patterns: other transforms for parameters by the shell patterns of their names; the first that fits counts.
+        patterns: other transforms for parameters by the shell patterns of their names, of which the first that fits
+            counts; null for none.
     """
 
     lr: float = above(0)
-    patterns: dict[str, str] = choice("none", "metasgd", "metacurvature", "kronecker")
+    patterns: dict[str, str] | None = choice("none", "metasgd", "metacurvature", "kronecker")
 
     @abstractmethod
     def transform(self) -> Transform:
@@ -113,7 +114,7 @@ class ModuleTransformConfig(TransformedConfig):
     def build(self, layout: Layout, generator: torch.Generator) -> Transformed:
         for name, shape in layout.shapes.items():
             numel = prod(shape)
-            if numel > LARGEST and not any(fnmatchcase(name, pattern) for pattern in self.patterns):
+            if numel > LARGEST and not any(fnmatchcase(name, pattern) for pattern in self.patterns or {}):
                 raise ConfigError(
                     f"optimizer=module_transform needs a module of {numel:,} inputs and outputs for {name}; expected "
                     f"at most {LARGEST:,}: name another kind in optimizer.patterns, as in {{'{name}':metacurvature}}, "
@@ -154,7 +155,7 @@ class Transformed(LearnedOptimizer):
     def __init__(self, config: TransformedConfig, layout: Layout):
         super().__init__()
         self.config, self.layout = config, layout
-        patterns = {pattern: PATTERNS[kind] for pattern, kind in config.patterns.items()}
+        patterns = {pattern: PATTERNS[kind] for pattern, kind in (config.patterns or {}).items()}
         params = [(name, torch.empty(shape)) for name, shape in layout.shapes.items()]
         made = make_transforms(params, ByPattern({**patterns, "*": config.transform()}))
         self.transforms = nn.ModuleDict(
