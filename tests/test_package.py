@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import l2l_runner
+from problems import OPTIMIZEE_FILES
 from running import ROOT, SMALL, read_json
 
 pytest.importorskip("build", reason="the package `build` is not installed")
@@ -43,7 +44,9 @@ def test_the_wheel_holds_all_code_and_all_configuration(wheel: Path) -> None:
         names = set(archive.namelist())
     conf = {f"l2l_runner/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     source = ROOT / "src" / "l2l_runner"
-    code = {f"l2l_runner/{path.relative_to(source)}" for path in source.rglob("*.py")} | {"l2l_runner/py.typed"}
+    files = [path for suffix in ("py", "cpp") for path in source.rglob(f"*.{suffix}")]
+    code = {f"l2l_runner/{path.relative_to(source)}" for path in files} | {"l2l_runner/py.typed"}
+    assert "l2l_runner/kernels/lstm.cpp" in code
     assert len(conf) > 15
     assert conf <= names
     assert code <= names
@@ -102,4 +105,4 @@ def test_the_installed_commands_start(installed: Path, tmp_path: Path) -> None:
         command = [sys.executable, str(installed / "bin" / name), "--help"]
         ended = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
         assert ended.returncode == 0, ended.stderr
-        assert "optimizee: digits, mnist, quadratic, rosenbrock" in ended.stdout
+        assert f"optimizee: {', '.join(OPTIMIZEE_FILES)}" in ended.stdout
