@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from problems import needs_mnist
+from problems import OPTIMIZEE_FILES, needs_mnist
 from running import EVAL, QUICK, SMALL, TINY, assert_one_sentence, best, evaluate, finish, snapshot, spawn, train
 
 pytestmark = pytest.mark.usefixtures("sketches")
 
 BAD = [
     # Groups and keys.
-    (["optimizee=foo"], ["optimizee=foo", "digits, mnist, quadratic, rosenbrock"]),
+    (["optimizee=foo"], ["optimizee=foo", ", ".join(OPTIMIZEE_FILES)]),
     (["optimizee=quadratc"], ["optimizee=quadratc", "Did you mean quadratic?"]),
     (["optimizer=adamw"], ["optimizer=adamw", "adam"]),
     (["unroll=medium"], ["unroll=medium", "short"]),

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from problems import needs_mnist
+from problems import OPTIMIZEE_FILES, needs_mnist
 from running import ROOT, evaluate, last, read_json, records, train
 
 pytestmark = pytest.mark.usefixtures("sketches")
@@ -167,5 +167,6 @@ def test_help_is_quick_because_it_imports_no_torch(module: str) -> None:
     imported = set(re.findall(r"\| +([\w.]+)$", ended.stderr, re.MULTILINE))
     assert "hydra" in imported
     assert not imported & {"torch", "numpy", "scipy", "sklearn", "matplotlib", "torchvision"}
-    for words in (f"python -m l2l_runner.{module}", "optimizee: digits, mnist, quadratic, rosenbrock", "experiment:"):
+    choices = f"optimizee: {', '.join(OPTIMIZEE_FILES)}"
+    for words in (f"python -m l2l_runner.{module}", choices, "experiment:"):
         assert words in ended.stdout

@@ -1,0 +1,361 @@
+"""Training any nn.Module to classify images: torchvision's networks, pretrained or not, or anybody's own.
+
+Nothing in the module is rewritten: torch.func.functional_call computes it with whatever parameters it is given,
+and torch.func.vmap computes all problems at once. Where vmap cannot (dropout, an LSTM), and for a single problem,
+problems are computed one after another, each with the generator seeded from (problem seed, step), so that a
+problem's dropout doesn't depend on which others are computed with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
+from torch.nn import functional as F
+
+from l2l_runner import streams
+from l2l_runner.data import SHAPES, Images, load_images
+from l2l_runner.errors import ConfigError, reason
+from l2l_runner.fields import above, at_least, choice, path
+from l2l_runner.layout import Layout, Params
+from l2l_runner.optimizees.base import Optimizee, Problem
+from l2l_runner.runtime import Runtime
+
+CLASSES = 10
+TEST_BATCH = 500  # test images computed at once, which bounds memory
+TARGET = "_target_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module(Optimizee):
+    """Cross-entropy of a module on minibatches of images.
+
+    What is optimised are the module's parameters that require gradients, tied ones once; its other parameters and
+    its buffers are constants of a problem. The module must not change its buffers while it computes.
+
+    Attributes:
+        model: `_target_`, the import path of a subclass of nn.Module or of a function that says it returns one, and
+            keyword arguments for it.
+        data: mnist, cifar10 or digits; images go in as [N, channels, height, width].
+        resize: height and width to which images are brought; null leaves them as they are.
+        mean: of each channel, subtracted from pixels in [0, 1]; null for none.
+        std: of each channel, by which pixels are then divided; null for none.
+        minibatch: images a step, drawn with replacement.
+        weights: a file of a state dict, in which all problems start; relative ones are also looked for in data.root
+            and its hub/checkpoints. null: the module's own random initialisation, from the problem's seed.
+        prefix: of the names in that file, to be taken off.
+        batch_norm: batch (statistics of each batch, in evaluation too) or frozen (those that are stored).
+        test_images: on how many of the data set's test images the accuracy is read; null for all.
+    """
+
+    model: dict[str, Any]
+    data: str = choice(*SHAPES)
+    resize: int | None = at_least(1)
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None = above(0)
+    minibatch: int = at_least(1)
+    weights: str | None = path()
+    prefix: str
+    batch_norm: str = choice("batch", "frozen")
+    test_images: int | None = at_least(1)
+
+    def layout(self) -> Layout:
+        """The layout of the module's trainable parameters, in the module's order.
+
+        Raises:
+            ConfigError: `model` makes no module that classifies these images.
+        """
+        return Layout({name: tuple(p.shape) for name, p in self.network.trainable.items()})
+
+    def sample(self, seeds: Tensor, runtime: Runtime) -> Problem:
+        where = (runtime.data_root, runtime.download, runtime.device)
+        train, test = (load_images(self.data, split, *where) for split in ("train", "test"))
+        return _ModuleProblems(self, seeds.to(runtime.device), runtime, train, test)
+
+    def build(self, seed: int) -> nn.Module:
+        """The module, initialised by itself with CPU numbers that follow from `seed`.
+
+        Raises:
+            ConfigError: `model` doesn't make one.
+        """
+        target = self.model.get(TARGET)
+        make = _locate(target)
+        with _seeded(seed, torch.device("cpu")):
+            try:
+                return make(**{key: value for key, value in self.model.items() if key != TARGET})
+            except Exception as error:  # it is somebody else's code, called as the user asked
+                raise ConfigError(f"optimizee.model could not be built: {target} says: {reason(error)}.") from error
+
+    @cached_property
+    def network(self) -> Network:
+        """The module as a function, tried on images of noise."""
+        channels, height, width = SHAPES[self.data]
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != channels:
+                raise ConfigError(f"optimizee.{key} has {len(values)} numbers; {self.data} has {channels} channels.")
+        network = Network(self.build(0), self.batch_norm)
+        size = (height, width) if self.resize is None else (self.resize, self.resize)
+        shape = (min(2, self.minibatch), channels, *size)
+        network.try_on(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+        return network
+
+    def start(self, seeds: Sequence[int], root: Path) -> Params:
+        """The parameters and constants of the problems of these seeds, [problems, *shape].
+
+        Raises:
+            ConfigError: the file of weights isn't there, or doesn't fit.
+        """
+        if self.weights is None:
+            modules = [self.build(seed) for seed in seeds]
+        else:
+            modules = [self.build(0)]
+            _load(modules[0], _find(self.weights, root), self.prefix)
+        values = [Network(module, self.batch_norm).values for module in modules]
+        stacked = {name: torch.stack([one[name].detach() for one in values]) for name in values[0]}
+        return {name: value.expand(len(seeds), *value.shape[1:]) for name, value in stacked.items()}
+
+    def prepared(self, images: Images, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """The images of an index [*index.shape, channels, height, width], scaled, resized and normalised."""
+        pixels = images.pixels(index.flatten(), dtype).view(-1, *images.shape)
+        if self.resize is not None:
+            pixels = F.interpolate(pixels, (self.resize, self.resize), mode="bilinear", antialias=True)
+        if self.mean is not None:
+            pixels = pixels - pixels.new_tensor(self.mean).view(-1, 1, 1)
+        if self.std is not None:
+            pixels = pixels / pixels.new_tensor(self.std).view(-1, 1, 1)
+        return pixels.view(*index.shape, *pixels.shape[1:])
+
+
+class Network:
+    """A module as a function of the values of its parameters and buffers, which its own are never mixed with.
+
+    Attributes:
+        module: the module.
+        trainable: its parameters that require gradients, by name; a tied one has the first of its names.
+        constants: its other parameters and its buffers.
+        vectorised: whether vmap can compute several problems at once; known once the network was tried.
+    """
+
+    def __init__(self, module: nn.Module, batch_norm: str):
+        if batch_norm == "batch":
+            replace_all_batch_norm_modules_(module)
+        self.module, self.frozen = module, batch_norm == "frozen"
+        self.vectorised = False
+        named = dict(module.named_parameters())
+        self.trainable = {name: p for name, p in named.items() if p.requires_grad}
+        self.constants = {name: p for name, p in named.items() if not p.requires_grad} | dict(module.named_buffers())
+        self._places = _places(module)
+
+    @property
+    def values(self) -> Params:
+        """All values that a call needs, by name."""
+        return {**self.trainable, **self.constants}
+
+    def train(self, mode: bool) -> None:
+        """Set training or evaluation mode; frozen batch norm is always in evaluation mode."""
+        self.module.train(mode)
+        if self.frozen:
+            for part in self.module.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
+
+    def __call__(self, values: Params, images: Tensor) -> Tensor:
+        """The scores [N, classes] of images [N, channels, height, width], with these values."""
+        at = {place: values[name] for place, name in self._places.items()}
+        # functional_call's own tying of weights would put a shared submodule's parameters in place twice, and take
+        # them for the module's own when it restores those.
+        scores: Tensor = functional_call(self.module, at, (images,), tie_weights=False)
+        return scores
+
+    def try_on(self, images: Tensor) -> None:
+        """Compute some images, as one problem and as two.
+
+        Raises:
+            ConfigError: the module can't be computed, doesn't yield scores, or isn't a function of its parameters.
+        """
+        for name, parameter in self.trainable.items():
+            if nn.parameter.is_lazy(parameter):
+                raise ConfigError(f"optimizee.model leaves the shape of {name} open: use a module that isn't lazy.")
+        if not self.trainable:
+            raise ConfigError("optimizee.model has no parameter that requires a gradient: nothing can be optimised.")
+        shape = list(images.shape)
+        values = {name: value.detach().clone() for name, value in self.values.items()}
+        self.train(True)
+        with _seeded(0, images.device), torch.no_grad():
+            try:
+                scores = self(values, images)
+            except Exception as error:  # somebody else's code
+                raise ConfigError(f"optimizee.model cannot compute images {shape}: {reason(error)}.") from error
+            expected = [len(images), CLASSES]
+            if not isinstance(scores, Tensor) or list(scores.shape) != expected:
+                found = list(scores.shape) if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+                raise ConfigError(
+                    f"optimizee.model returns {found} for images {shape}; expected scores {expected} "
+                    "(torchvision's networks take num_classes=10)."
+                )
+            for name, value in self.constants.items():
+                if not torch.equal(values[name], value):
+                    raise ConfigError(
+                        f"optimizee.model changes its buffer {name} while it computes, so that a loss would depend on "
+                        "the ones before: use a layer without running statistics."
+                    )
+            twice = {name: torch.stack([value, value]) for name, value in values.items()}
+            try:
+                vmap(lambda own: self(own, images))(twice)
+                self.vectorised = True
+            except Exception:  # what can be computed alone failed by vmap: randomness, or what vmap doesn't know
+                self.vectorised = False
+
+
+class _ModuleProblems(Problem):
+    def __init__(self, optimizee: Module, seeds: Tensor, runtime: Runtime, train: Images, test: Images):
+        self.optimizee, self.network, self.layout = optimizee, optimizee.network, optimizee.layout()
+        self.seeds, self.dtype, self.train, self.test = seeds, runtime.dtype, train, test
+        self.host_seeds = seeds.cpu()  # so that drawing seeds for the generators waits for no device
+        self.start = {
+            name: value.to(runtime.device, runtime.dtype if value.is_floating_point() else value.dtype)
+            for name, value in optimizee.start(self.host_seeds.tolist(), runtime.data_root).items()
+        }
+        self.constants = {name: self.start[name] for name in self.network.constants}
+
+    def init(self) -> Params:
+        return {name: self.start[name] for name in self.layout.shapes}
+
+    def loss(self, params: Params, step: int) -> Tensor:
+        index = streams.integers(self.seeds, self.optimizee.minibatch, len(self.train.labels), "minibatch", step)
+        images, labels = self.optimizee.prepared(self.train, index, self.dtype), self.train.labels[index]
+
+        def cross_entropy(values: Params, images: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(self.network(values, images), labels)
+
+        self.network.train(True)
+        return self._each(cross_entropy, params, step, images, labels)
+
+    @torch.no_grad()
+    def metrics(self, params: Params) -> dict[str, Tensor]:
+        count = min(self.optimizee.test_images or len(self.test.labels), len(self.test.labels))
+        right = torch.zeros(len(self.seeds), dtype=self.dtype, device=self.seeds.device)
+        self.network.train(False)
+        for index in torch.split(torch.arange(count, device=self.seeds.device), TEST_BATCH):
+            images = self.optimizee.prepared(self.test, index, self.dtype)
+            scores = self._each(lambda values, images=images: self.network(values, images), params, 0)
+            right += (scores.argmax(-1) == self.test.labels[index]).sum(-1)
+        return {"accuracy": right / count}
+
+    def _each(self, function: Callable[..., Tensor], params: Params, step: int, *rest: Tensor) -> Tensor:
+        """A function of a problem's values and of its row of `rest`, for every problem: [problems, …]."""
+        values = {**params, **self.constants}
+        if self.network.vectorised and len(self.seeds) > 1:
+            return vmap(function)(values, *rest)
+        noise = streams.integers(self.host_seeds, 1, 1 << 32, "noise", step)[:, 0].tolist()
+        columns = [tensor.unbind() for tensor in (*values.values(), *rest)]
+        results = []
+        for seed, row in zip(noise, zip(*columns, strict=True), strict=True):
+            with _seeded(seed, self.seeds.device):
+                results.append(function(dict(zip(values, row, strict=False)), *row[len(values) :]))
+        return torch.stack(results)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators of the CPU and of `device`, and put them back at the end."""
+    # Not torch.manual_seed: it seeds every GPU, and only those named here are put back.
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _places(module: nn.Module) -> dict[str, str]:
+    """Each attribute that holds a parameter or buffer, by its path, with the name that `named_parameters` gives it.
+
+    Tied weights are several attributes of one name; a shared submodule's attributes are found once.
+    """
+    names: dict[int, str] = {}
+    return {
+        place: names.setdefault(id(tensor), place)
+        for prefix, part in module.named_modules()
+        for own in (part.named_parameters, part.named_buffers)
+        for place, tensor in own(prefix, recurse=False, remove_duplicate=False)
+    }
+
+
+def _locate(target: object) -> Callable[..., nn.Module]:
+    """The class or function at an import path.
+
+    Checkpoints hold import paths too; so only what is known to make modules is ever called.
+    """
+    expected = "expected the import path of an nn.Module, such as torchvision.models.resnet18"
+    if not isinstance(target, str):
+        raise ConfigError(f"optimizee.model.{TARGET} is {target!r}; {expected}.")
+    try:
+        found: Callable[..., nn.Module] = pkgutil.resolve_name(target)
+    except Exception as error:  # importing runs somebody else's code
+        raise ConfigError(f"optimizee.model.{TARGET} is {target!r}, which isn't there ({reason(error)}).") from error
+    try:
+        made = found if inspect.isclass(found) else get_type_hints(found).get("return")
+    except (TypeError, NameError):
+        made = None
+    if not (inspect.isclass(made) and issubclass(made, nn.Module)):
+        raise ConfigError(
+            f"optimizee.model.{TARGET} is {target!r}; {expected}, or of a function whose annotation says that it "
+            "returns one."
+        )
+    return found
+
+
+def _find(file: str, root: Path) -> Path:
+    """The file of weights, where it is."""
+    places = [Path(file).expanduser(), root / file, root / "hub" / "checkpoints" / file]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(f"optimizee.weights is {file!r}; there is no such file at {', '.join(map(str, places))}.")
+
+
+def _load(module: nn.Module, file: Path, prefix: str) -> None:
+    """Give the module the weights in a file, every one of them."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"optimizee.weights: {file} cannot be read ({reason(error)}).") from error
+    found = {name.removeprefix(prefix): value for name, value in _state_dict(content, file).items()}
+    own = module.state_dict()
+    # Files from before PyTorch 0.4.1 don't count batches, and nothing here reads the count.
+    counts = {name for name in own if name.endswith("num_batches_tracked")}
+    for name in [*own, *found]:
+        if name not in found and name not in counts:
+            hint = "" if not prefix else f" (without the prefix {prefix!r})"
+            raise ConfigError(
+                f"optimizee.weights: {file} has no {name}, which the module has; its first name is "
+                f"{next(iter(found))}{hint}: set optimizee.prefix or optimizee.model so that they fit."
+            )
+        if name not in own:
+            raise ConfigError(f"optimizee.weights: {file} has {name}, which the module hasn't.")
+        if name in found and found[name].shape != own[name].shape:
+            raise ConfigError(
+                f"optimizee.weights: in {file} {name} has the shape {list(found[name].shape)}; the module's has "
+                f"{list(own[name].shape)}."
+            )
+    module.load_state_dict(found, strict=False)
+
+
+def _state_dict(content: object, file: Path) -> Mapping[str, Tensor]:
+    """The state dict in what a file holds: all of it, or what lies under a key such as state_dict or model."""
+    for candidate in (content, *(content.values() if isinstance(content, Mapping) else ())):
+        if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
+            return candidate
+    raise ConfigError(f"optimizee.weights: {file} holds no state dict, which is names with their tensors.")
