@@ -102,7 +102,7 @@ def _run_job(config: DictConfig, job: Job) -> float:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from l2l_runner.folder import RunFolder
-    from l2l_runner.trainer import Stopped
+    from l2l_runner.resuming import Stopped
 
     run = HydraConfig.get()
     folder = RunFolder(Path(run.runtime.output_dir))

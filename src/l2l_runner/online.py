@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,19 +19,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from l2l_runner import checkpoint, plotting, streams
-from l2l_runner.errors import CheckpointError
 from l2l_runner.evaluation import align, mean_ci, with_ci
 from l2l_runner.folder import RunFolder
 from l2l_runner.optimizees import Problem
+from l2l_runner.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Online, TrainConfig
 from l2l_runner.stopping import stop_requests
-from l2l_runner.trainer import Outcome, Stopped, difference
+from l2l_runner.trainer import Outcome
 from l2l_runner.unroll import Point, start, unroll
 
 log = logging.getLogger(__name__)
 
 ARMS = ("learning", "fixed")
+REFRESH = 20  # seconds between pictures
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class OnlineTraining:
         self.steps = config.unroll.steps
         self.estimator = config.meta.estimator(config.unroll, config.optimizer)  # type: ignore[arg-type]
         self.progress = Progress()
+        self.shown = -math.inf  # when the picture was last drawn
         self._begin()
         if folder.last.exists():
             self._restore()
@@ -93,20 +96,12 @@ class OnlineTraining:
         self.pending: list[Tensor] = []  # losses since the last reading
 
     def _restore(self) -> None:
-        content = checkpoint.load(self.folder.last)
-        changed = difference(self.composed, content["config"])
-        if changed:
-            raise CheckpointError(
-                f"{self.folder.path} cannot be resumed with other settings: {changed}; leave it as it was, or start a "
-                "new run."
-            )
+        content = last_state(self.folder, self.composed)
         checkpoint.load_parameters(self.optimizer, content["optimizer"], self.folder.last)
         self.meta_optimizer.load_state_dict(content["meta_optimizer"])
         self.progress = Progress(**content["progress"])
         if content["point"] is not None:
-            step, params, state, loss, grads = content["point"]
-            params, loss, grads = (tensor.to(self.runtime.device) for tensor in (params, loss, grads))
-            self.point = Point(step, params, tuple(part.to(self.runtime.device) for part in state), loss, grads)
+            self.point = Point(*content["point"]).to(self.runtime.device)
         self.pending = [losses.to(self.runtime.device) for losses in content["pending"]]
         self.folder.truncate(self.progress.metrics_bytes)
         log.info("Resumed %s at %s.", self.folder.path, self._where())
@@ -167,15 +162,11 @@ class OnlineTraining:
             ended = False
             if due or point.step == self.steps:
                 ended = not math.isfinite(self._read(problem, torch.cat(self.pending)))
-                self._write(self.summary())
+                self._show()
                 self._save(self.folder.last)
             if stop:
                 self._save(self.folder.last)
-                raise Stopped(
-                    f"Stopped at {self._where()}; everything is saved. To go on:\n"
-                    f"  python -m l2l_runner.train {self.folder.how_to_resume}",
-                    128 + stop[0],
-                )
+                raise stopped(self._where(), self.folder, stop[0])
             if ended:
                 log.warning("Run %d, %s, diverged by step %d.", self.progress.run + 1, self.progress.arm, point.step)
                 return
@@ -261,6 +252,12 @@ class OnlineTraining:
                 },
             }
         return {"optimizee": self.config.optimizee.name, "optimizer": self.name, "steps": self.steps, "arms": arms}
+
+    def _show(self) -> None:
+        """Refresh the picture, if the last time was a while ago: drawing takes as long as many steps."""
+        if time.monotonic() - self.shown > REFRESH:
+            self._write(self.summary())
+            self.shown = time.monotonic()
 
     def _write(self, summary: Mapping[str, Any]) -> None:
         self.folder.write_json("online.json", summary)

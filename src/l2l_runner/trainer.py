@@ -15,30 +15,15 @@ from tqdm import tqdm
 
 from l2l_runner import checkpoint, plotting, streams
 from l2l_runner.comparison import compare, tuned_baselines, write_comparison
-from l2l_runner.errors import CheckpointError
 from l2l_runner.evaluation import Comparison, Curves, mean_ci, run
 from l2l_runner.folder import RunFolder
 from l2l_runner.optimizers import HandDesigned
+from l2l_runner.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Meta, TrainConfig
 from l2l_runner.stopping import stop_requests
 
 log = logging.getLogger(__name__)
-
-# What may differ between a run and its resumption: how long and how often, where and with what help, but not what
-# is computed.
-FREE_KEYS = (
-    *("resume", "evaluate", "evaluation", "data", "device.name", "device.threads", "kernel"),
-    *("meta.steps", "meta.patience", "meta.max_skipped", "meta.chunk"),
-)
-
-
-class Stopped(Exception):
-    """The run was asked to stop (Ctrl-C or SIGTERM) and has saved its state."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -82,22 +67,6 @@ def learning_rate(meta: Meta, step: int) -> float:
     return meta.lr * rising * decay
 
 
-def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> str | None:
-    """The first key in which two configurations differ in what matters, with both values, or None."""
-    for key in [*mine, *(key for key in theirs if key not in mine)]:
-        name = f"{path}{key}"
-        if name in FREE_KEYS:
-            continue
-        a, b = mine.get(key), theirs.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found = difference(a, b, f"{name}.")
-            if found:
-                return found
-        elif a != b:
-            return f"{name} is {a!r} now and was {b!r}"
-    return None
-
-
 def run_hand_designed(
     config: TrainConfig, optimizer: HandDesigned, name: str, folder: RunFolder, runtime: Runtime
 ) -> Outcome:
@@ -136,10 +105,10 @@ class MetaTraining:
         self.optimizer.use_kernel(config.kernel)
         if not folder.last.exists():
             checkpoint.initialise(self.optimizer, config.init)
-        self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr, fused=True)
         assert isinstance(config.meta, Meta)
         assert not isinstance(config.optimizer, HandDesigned)
         self.meta = config.meta
+        self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr, fused=True)
         self.estimator = config.meta.estimator(config.unroll, config.optimizer)
         self.progress = Progress()
         if folder.last.exists():
@@ -148,13 +117,7 @@ class MetaTraining:
             folder.truncate(0)
 
     def _restore(self) -> None:
-        content = checkpoint.load(self.folder.last)
-        changed = difference(self.composed, content["config"])
-        if changed:
-            raise CheckpointError(
-                f"{self.folder.path} cannot be resumed with other settings: {changed}; leave it as it was, or start a "
-                "new run."
-            )
+        content = last_state(self.folder, self.composed)
         checkpoint.load_parameters(self.optimizer, content["optimizer"], self.folder.last)
         self.meta_optimizer.load_state_dict(content["meta_optimizer"])
         self.progress = Progress(**content["progress"])
@@ -211,7 +174,7 @@ class MetaTraining:
                     self._validate(shown, bar)
                 if stop:
                     self._save(self.folder.last)
-                    raise Stopped(self._how_to_resume(), 128 + stop[0])
+                    raise stopped(f"meta-step {self.progress.step} of {meta.steps}", self.folder, stop[0])
                 if self.progress.step >= meta.steps:
                     break
                 if self.progress.skipped_in_row >= meta.max_skipped:
@@ -363,12 +326,6 @@ class MetaTraining:
 
     def _stalled(self) -> int:
         return (self.progress.validated - self.progress.best_step) // self.meta.validate_every
-
-    def _how_to_resume(self) -> str:
-        return (
-            f"Stopped at meta-step {self.progress.step} of {self.meta.steps}; everything is saved. To go on:\n"
-            f"  python -m l2l_runner.train {self.folder.how_to_resume}"
-        )
 
     def _figures(self, **figures: str) -> dict[str, str]:
         best = {"best": f"{self.progress.best_score:.4g} at {self.progress.best_step}"}

@@ -43,6 +43,11 @@ class Point(NamedTuple):
         state = tuple(tensor.detach() for tensor in self.state)
         return Point(self.step, self.params.detach(), state, self.loss.detach(), self.grads.detach())
 
+    def to(self, device: torch.device) -> Point:
+        """The same point on a device."""
+        state = tuple(tensor.to(device) for tensor in self.state)
+        return Point(self.step, self.params.to(device), state, self.loss.to(device), self.grads.to(device))
+
 
 def start(problem: Problem, optimizer: Optimizer) -> Point:
     """The point before the first step."""
