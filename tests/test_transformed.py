@@ -96,6 +96,30 @@ def test_the_replay_is_the_graph(kind: str, length: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_second_derivatives_are_those_of_finite_differences(kind: str) -> None:
+    problem = problems("rosenbrock", 2)
+    optimizer = transformed(kind, problem.layout, lr=1e-3)
+    whole = {"length": 4, "steps": 4, "engine": "graph"}
+    (exact,) = TBPTT(**whole, second_order=True).estimates(optimizer, problem)
+    (first,) = TBPTT(**whole).estimates(optimizer, problem)
+    parameters, size = list(optimizer.parameters()), 1e-6
+    apart = False
+    for parameter, mine, short in zip(parameters, exact.grads, first.grads, strict=True):
+        flat = parameter.detach().view(-1)
+        for index in range(flat.numel()):
+            ends = []
+            for sign in (1, -1):
+                flat[index] += sign * size
+                (moved,) = TBPTT(**whole).estimates(optimizer, problem)
+                ends.append(moved.meta_loss.item())
+                flat[index] -= sign * size
+            expected = (ends[0] - ends[1]) / (2 * size)
+            assert mine.view(-1)[index].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+            apart |= short.view(-1)[index].item() != pytest.approx(expected, rel=1e-2, abs=1e-6)
+    assert apart
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_windows_of_one_step_are_one_step_hypergradients(kind: str) -> None:
     problem = problems("digits", 2, pool=2)
     optimizer = transformed(kind, problem.layout)
