@@ -33,6 +33,7 @@ needs_mnist = pytest.mark.skipif(
 
 # Whatever of these an optimizee has is set to this, so that tests are quick.
 SMALL = {"dim": 4, "hidden": [5], "minibatch": 6, "batch": 2, "validation_problems": 4, "test_problems": 4}
+SMALL |= {"data": "digits", "images": 60, "side": 16, "proportion": 0.8}
 
 
 def yaml_group(name: str) -> dict[str, dict[str, Any]]:

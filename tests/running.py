@@ -206,7 +206,7 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
         for path in [paths] if isinstance(paths, Path) else paths:
             checkpoint.write_atomically(path, buffer.getvalue())
 
-    for name in ("learning", "comparison", "single_curve", "sweep"):
+    for name in ("learning", "comparison", "single_curve", "sweep", "online", "reweighting"):
         monkeypatch.setattr(plotting, name, sketched)
 
 

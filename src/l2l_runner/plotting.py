@@ -205,15 +205,16 @@ def reweighting(path: Path, summary: Mapping[str, Any]) -> None:
         error = [value["ci95"] if np.isfinite(value["ci95"]) else 0.0 for _, value in done]
         means = [value["mean"] for _, value in done]
         runs = max(len(value["accuracies"]) for _, value in done)
-        label = f"{LABELS.get(summary['optimizer'], summary['optimizer'])}, {arm} ({runs} runs)"
+        label = f"{LABELS.get(summary['optimizer'], summary['optimizer'])}, {arm} ({runs} run{'s' * (runs > 1)})"
         axes.errorbar([x for x, _ in done], means, yerr=error, fmt=style, capsize=3, color=colour, label=label)
         known = [(x, value["published"]) for x, value in done if value["published"] is not None]
         if known:
             xs, ys = zip(*known, strict=True)
             axes.plot(xs, ys, "D", color=colour, markerfacecolor="none", alpha=0.5, label=f"{arm}, published")
     axes.set_xticks(range(len(entries)), [f"{entry['proportion']:.4g}" for entry in entries])
+    axes.set_xlim(-0.5, len(entries) - 0.5)
     axes.set_ylim(0.45, 1.01)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4)
     hardest = next((entry for entry in reversed(entries) if entry["arms"]), entries[-1])
     axes = _axes(figure, 122, "step", "", f"at a proportion of {hardest['proportion']:.4g}")
     for arm, value in hardest["arms"].items():

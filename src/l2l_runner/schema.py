@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path
 from l2l_runner.kernels import KERNELS
 from l2l_runner.meta import TBPTT
-from l2l_runner.optimizees import OPTIMIZEES, Optimizee
+from l2l_runner.optimizees import OPTIMIZEES, Imbalance, Optimizee
 from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, HandDesigned, LearnedConfig
 
 SCORES = ("final", "sum")
@@ -118,7 +118,45 @@ class Online:
         return TBPTT(length=unroll.length, steps=unroll.steps)
 
 
-METAS: dict[str, type[Meta] | type[Online]] = {"tbptt": Meta, "online": Online}
+@dataclass(frozen=True, kw_only=True)
+class Reweight:
+    """A hand-designed optimizer trains an imbalanced optimizee, with and without weights of its examples.
+
+    Attributes:
+        name: reweight.
+        proportions: of the frequent class, each in the place of the optimizee's own.
+        runs: independent runs of each proportion, on a problem each.
+        read_every: steps between readings of the accuracy, which save the checkpoint.
+    """
+
+    name: str = choice("reweight")
+    proportions: tuple[float, ...] = between(0.5, 1)
+    runs: int = at_least(1)
+    read_every: int = at_least(1)
+
+    def check(self, optimizee: Optimizee, optimizer: HandDesigned | LearnedConfig) -> None:
+        """Refuse what has no examples to be weighted, or takes no steps of its own.
+
+        Raises:
+            ConfigError: the combination makes no sense.
+        """
+        if not isinstance(optimizer, HandDesigned):
+            raise ConfigError(
+                f"meta={self.name} takes its steps with a hand-designed optimizer, not with a learned one: use one of "
+                f"{', '.join(HAND_DESIGNED)}."
+            )
+        if not isinstance(optimizee, Imbalance):
+            raise ConfigError(
+                f"meta={self.name} weights examples by clean ones, and optimizee={optimizee.name} has no clean ones: "
+                "use optimizee=imbalance."
+            )
+        if not self.proportions or len(set(self.proportions)) < len(self.proportions):
+            raise ConfigError(f"meta.proportions is {list(self.proportions)}; expected one or more, all different.")
+        for proportion in self.proportions:
+            replace(optimizee, proportion=proportion)
+
+
+METAS: dict[str, type[Meta] | type[Online] | type[Reweight]] = {"tbptt": Meta, "online": Online, "reweight": Reweight}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +241,7 @@ class TrainConfig:
     optimizee: Optimizee
     optimizer: HandDesigned | LearnedConfig
     unroll: Unroll
-    meta: Meta | Online
+    meta: Meta | Online | Reweight
     meta_batch: int = at_least(1)
     score: str = choice(*SCORES)
     evaluate: bool
@@ -277,12 +315,14 @@ def parse_train(node: Mapping[str, Any]) -> TrainConfig:
     parts["meta"] = parse(_named(node.get("meta"), "meta", METAS), node.get("meta"), "meta")
     parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "evaluation.")
     config = parse(TrainConfig, parts)
-    if isinstance(config.optimizer, HandDesigned) and isinstance(config.meta, Online):
+    if isinstance(config.meta, Reweight):
+        config.meta.check(config.optimizee, config.optimizer)
+    elif isinstance(config.optimizer, HandDesigned) and isinstance(config.meta, Online):
         raise ConfigError(
             f"optimizer={node['optimizer']['name']} has nothing to be learned by meta={config.meta.name}: use one that "
             f"has ({', '.join(LEARNED)})."
         )
-    if isinstance(config.optimizer, LearnedConfig):
+    elif isinstance(config.optimizer, LearnedConfig):
         config.meta.estimator(config.unroll, config.optimizer)
     return config
 

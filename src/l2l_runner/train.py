@@ -16,12 +16,17 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     from l2l_runner.folder import RunFolder
     from l2l_runner.online import OnlineTraining
     from l2l_runner.optimizers import HandDesigned
+    from l2l_runner.reweighting import Reweighting
     from l2l_runner.runtime import machine_settings, runtime_of
 
     config = schema.parse_train(composed)
     runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
     folder = RunFolder(path)
     with machine_settings(config.device.threads):
+        if isinstance(config.meta, schema.Reweight):
+            reweighting = Reweighting(config, composed, folder, runtime)
+            folder.accept()
+            return reweighting.train()
         if isinstance(config.optimizer, HandDesigned):
             name = str(composed["optimizer"]["name"])
             folder.accept()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.optimizees.classification import Classification
+from l2l_runner.optimizees.imbalance import Imbalance, ImbalanceProblem
 from l2l_runner.optimizees.module import Module
 from l2l_runner.optimizees.quadratic import Quadratic
 from l2l_runner.optimizees.rosenbrock import Rosenbrock
@@ -14,6 +15,17 @@ OPTIMIZEES: dict[str, type[Optimizee]] = {
     "digits": Classification,
     "rosenbrock": Rosenbrock,
     "module": Module,
+    "imbalance": Imbalance,
 }
 
-__all__ = ["OPTIMIZEES", "Classification", "Module", "Optimizee", "Problem", "Quadratic", "Rosenbrock"]
+__all__ = [
+    "OPTIMIZEES",
+    "Classification",
+    "Imbalance",
+    "ImbalanceProblem",
+    "Module",
+    "Optimizee",
+    "Problem",
+    "Quadratic",
+    "Rosenbrock",
+]

@@ -1,0 +1,169 @@
+"""Telling two classes of images apart when nearly all training images are of one: the imbalance problem of Ren et al.
+2018 (arXiv 1803.09050, section 4.1), on MNIST's 9 and 4, with LeNet.
+
+A problem is a random subset of the training images, a few clean images beside it (as many of either class), LeNet's
+random start and a random sequence of minibatches. Accuracy is read on as many test images of either class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from l2l_runner import streams
+from l2l_runner.data import Images, load_images
+from l2l_runner.errors import ConfigError
+from l2l_runner.fields import at_least, between, choice
+from l2l_runner.layout import Layout, Params
+from l2l_runner.models.lenet import LeNet
+from l2l_runner.optimizees.base import Optimizee, Problem
+from l2l_runner.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imbalance(Optimizee):
+    """Binary cross-entropy of LeNet on minibatches of imbalanced images.
+
+    Attributes:
+        name: imbalance.
+        data: the data set, mnist or digits.
+        classes: the frequent one and the rare one.
+        images: training images.
+        proportion: of the frequent class among them.
+        clean: clean images of each class, none of which is a training image.
+        minibatch: training images a step, drawn with replacement.
+        side: pixels to which the images are resized.
+    """
+
+    name: str = choice("imbalance")
+    data: str = choice("mnist", "digits")
+    classes: tuple[int, ...] = between(0, 10)
+    images: int = at_least(2)
+    proportion: float = between(0.5, 1)
+    clean: int = at_least(1)
+    minibatch: int = at_least(1)
+    side: int = at_least(16)
+
+    def __post_init__(self) -> None:
+        """Refuse what leaves fewer than two classes.
+
+        Raises:
+            ConfigError: it does.
+        """
+        if len(set(self.classes)) != 2 or len(self.classes) != 2:
+            raise ConfigError(f"optimizee.classes is {list(self.classes)}; expected two different digits.")
+        if self.counts[1] == 0:
+            raise ConfigError(
+                f"optimizee.images={self.images} with a proportion of {self.proportion:g} leaves no image of the rare "
+                "class: use more images, or a lower proportion."
+            )
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Training images of the frequent and of the rare class."""
+        frequent = round(self.images * self.proportion)
+        return frequent, self.images - frequent
+
+    def layout(self) -> Layout:
+        with torch.device("meta"):
+            return Layout({name: tuple(p.shape) for name, p in LeNet(self.side).named_parameters()})
+
+    def sample(self, seeds: Tensor, runtime: Runtime) -> ImbalanceProblem:
+        """As `Optimizee.sample`.
+
+        Raises:
+            ConfigError: the data set has fewer images of a class than are asked for.
+        """
+        where = (runtime.data_root, runtime.download, runtime.device)
+        train, test = (load_images(self.data, split, *where) for split in ("train", "test"))
+        return ImbalanceProblem(self, seeds.to(runtime.device), runtime.dtype, train, test)
+
+
+class ImbalanceProblem(Problem):
+    """Several problems, computed one after another: under vmap, convolutions with weights of each problem's own become
+    grouped ones, which are slow on a CPU.
+
+    Attributes:
+        pool: all training images of both classes [images, 1, side, side], the frequent one's first, standardised.
+        rare: which of them are of the rare class, 0 or 1 [images].
+        train: the training images of each problem, by their places in the pool [problems, images].
+        clean: its clean images [problems, 2 × clean].
+        test: test images, as many of either class, and which are of the rare one.
+    """
+
+    def __init__(self, optimizee: Imbalance, seeds: Tensor, dtype: torch.dtype, train: Images, test: Images):
+        self.seeds, self.layout, self.dtype = seeds, optimizee.layout(), dtype
+        self.side, self.minibatch = optimizee.side, optimizee.minibatch
+        with torch.device("meta"):
+            self.module = LeNet(self.side)
+        places = [[(part.labels == label).nonzero().flatten() for label in optimizee.classes] for part in (train, test)]
+        for label, own, count in zip(optimizee.classes, places[0], optimizee.counts, strict=True):
+            if count + optimizee.clean > len(own):
+                raise ConfigError(
+                    f"optimizee.images={optimizee.images} and optimizee.clean={optimizee.clean} take "
+                    f"{count + optimizee.clean} images of class {label}, of which {optimizee.data} has {len(own)}: use "
+                    "fewer."
+                )
+        self.pool, self.rare = self._images(train, places[0])
+        mean, deviation = self.pool.mean(), self.pool.std()
+        self.pool = (self.pool - mean) / deviation
+        fewest = min(len(own) for own in places[1])
+        images, rare = self._images(test, [own[:fewest] for own in places[1]])
+        self.test = (images - mean) / deviation, rare
+        # Of each class in a random order of the problem's own, the first are clean, and those that follow train.
+        clean, training = [], []
+        for number, (own, count) in enumerate(zip(places[0], optimizee.counts, strict=True)):
+            order = streams.uniform(seeds, len(own), f"class {number}").argsort(dim=1) + number * len(places[0][0])
+            clean.append(order[:, : optimizee.clean])
+            training.append(order[:, optimizee.clean : optimizee.clean + count])
+        self.clean, self.train = torch.cat(clean, dim=1), torch.cat(training, dim=1)
+
+    def _images(self, source: Images, places: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The images at those places of the frequent and of the rare class, resized; and which are rare."""
+        pixels = source.pixels(torch.cat(places), self.dtype)
+        images = F.interpolate(pixels.view(-1, *source.shape), size=(self.side, self.side), mode="bilinear")
+        rare = torch.cat([torch.full_like(own, number) for number, own in enumerate(places)])
+        return images, rare.to(self.dtype)
+
+    def init(self) -> Params:
+        """PyTorch's own random start of each layer, drawn on the CPU and in float64 whatever it is computed in."""
+        starts = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in self.seeds.tolist():
+                torch.manual_seed(seed)
+                starts.append(
+                    {name: p.detach() for name, p in LeNet(self.side, dtype=torch.float64).named_parameters()}
+                )
+        return {
+            name: torch.stack([start[name] for start in starts]).to(self.train.device, self.dtype) for name in starts[0]
+        }
+
+    def loss(self, params: Params, step: int) -> Tensor:
+        return self.example_losses(params, step).mean(-1)
+
+    def example_losses(self, params: Params, step: int) -> Tensor:
+        """The losses [problems, minibatch] of the single images of the minibatch of `step`."""
+        places = streams.integers(self.seeds, self.minibatch, self.train.shape[1], "minibatch", step)
+        return self._losses(params, self.train.gather(1, places))
+
+    def clean_loss(self, params: Params) -> Tensor:
+        """The mean losses [problems] of the clean images."""
+        return self._losses(params, self.clean).mean(-1)
+
+    def _losses(self, params: Params, index: Tensor) -> Tensor:
+        logits = torch.stack([self._logits(params, i, self.pool[own]) for i, own in enumerate(index)])
+        return F.binary_cross_entropy_with_logits(logits, self.rare[index], reduction="none")
+
+    def _logits(self, params: Params, problem: int, images: Tensor) -> Tensor:
+        own = {name: value[problem] for name, value in params.items()}
+        logits: Tensor = functional_call(self.module, own, (images,))
+        return logits.squeeze(1)
+
+    def metrics(self, params: Params) -> dict[str, Tensor]:
+        images, rare = self.test
+        logits = torch.stack([self._logits(params, i, images) for i in range(len(self.seeds))])
+        return {"accuracy": ((logits > 0) == (rare > 0)).to(self.dtype).mean(-1)}
