@@ -92,6 +92,23 @@ class Partly(nn.Module):
         return self.out(torch.tanh(x.flatten(1) @ self.fixed.T + self.shift))
 
 
+class Mixed(nn.Module):
+    """Layers and containers that special-purpose meta-modules get wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(1, 2, 2, stride=2)
+        self.norm = nn.BatchNorm2d(2, affine=False)
+        self.several = nn.ModuleList([nn.Conv2d(2, 2, 3, stride=2), nn.Conv2d(2, 3, 3, bias=False)])
+        self.heads = nn.ModuleDict({"scores": nn.Linear(75, 10, bias=False), "shift": nn.Linear(75, 1)})
+
+    def forward(self, x):
+        x = torch.tanh(self.norm(self.up(x)))
+        for layer in self.several:
+            x = torch.tanh(layer(x))
+        return self.heads["scores"](x.flatten(1)) + self.heads["shift"](x.flatten(1)) ** 2 * torch.arange(10)
+
+
 class Counting(nn.Sequential):
     """Its normalisation keeps running statistics."""
 
@@ -129,6 +146,7 @@ KINDS = {
     "batch-norm": {"model": here("Normed")},
     "frozen-batch-norm": {"model": here("Normed"), "batch_norm": "frozen"},
     "recurrent": {"model": here("Recurrent")},
+    "mixed": {"model": here("Mixed")},
     "partly-trained": {"model": here("Partly")},
 }
 LOOPED = {"dropout", "recurrent"}
@@ -227,7 +245,7 @@ def test_a_start_is_the_modules_own_initialisation(kind):
                 assert torch.equal(problem.init()[name][i], parameter.double())
 
 
-@pytest.mark.parametrize("kind", ["convolutions", "tied", "shared", "recurrent"])
+@pytest.mark.parametrize("kind", ["convolutions", "tied", "shared", "recurrent", "mixed"])
 def test_a_loss_is_that_of_a_plain_module(kind):
     settings = optimizee("module", **KINDS[kind])
     problem = problems("module", 2, **KINDS[kind])
@@ -373,6 +391,16 @@ def test_a_layout_needs_no_data():
     layout = optimizee("module", model=resnet18, data="cifar10").layout()
     assert layout.size == 11_181_642
     assert layout.shapes["conv1.weight"] == (64, 3, 7, 7)
+
+
+def test_a_larger_problem_is_not_vectorised_on_the_cpu(monkeypatch):
+    problem = problems("module", 2)
+    flat = scattered(problem)
+    together = losses_and_grads(problem, flat)
+    monkeypatch.setattr("l2l_runner.optimizees.module.VMAP_ON_CPU", problem.layout.size - 1)
+    monkeypatch.setattr("l2l_runner.optimizees.module.vmap", None)
+    for mine, theirs in zip(losses_and_grads(problem, flat), together, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_convnet_has_the_sizes_of_its_description():

@@ -1,9 +1,9 @@
 """Training any nn.Module to classify images: torchvision's networks, pretrained or not, or anybody's own.
 
 Nothing in the module is rewritten: torch.func.functional_call computes it with whatever parameters it is given,
-and torch.func.vmap computes all problems at once. Where vmap cannot (dropout, an LSTM), and for a single problem,
-problems are computed one after another, each with the generator seeded from (problem seed, step), so that a
-problem's dropout doesn't depend on which others are computed with it.
+and torch.func.vmap computes all problems at once. Where vmap cannot (dropout, an LSTM) or is slow (a single problem;
+on the CPU larger ones, whose convolutions it groups), problems are computed one after another, each with the generator
+seeded from (problem seed, step), so that a problem's dropout doesn't depend on which others are computed with it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from l2l_runner.runtime import Runtime
 
 CLASSES = 10
 TEST_BATCH = 500  # test images computed at once, which bounds memory
+VMAP_ON_CPU = 10_000  # coordinates: beyond them one problem after another is as fast, or up to 3.5 times faster
 TARGET = "_target_"
 
 
@@ -255,7 +256,8 @@ class _ModuleProblems(Problem):
     def _each(self, function: Callable[..., Tensor], params: Params, step: int, *rest: Tensor) -> Tensor:
         """A function of a problem's values and of its row of `rest`, for every problem: [problems, …]."""
         values = {**params, **self.constants}
-        if self.network.vectorised and len(self.seeds) > 1:
+        slow = len(self.seeds) == 1 or (self.seeds.device.type == "cpu" and self.layout.size > VMAP_ON_CPU)
+        if self.network.vectorised and not slow:
             return vmap(function)(values, *rest)
         noise = streams.integers(self.host_seeds, 1, 1 << 32, "noise", step)[:, 0].tolist()
         columns = [tensor.unbind() for tensor in (*values.values(), *rest)]

@@ -1,0 +1,25 @@
+"""The examples run, and the documentation shows what they really print."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from running import ROOT
+
+
+def test_the_inner_update_prints_what_the_documentation_shows(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "inner_update.py")]
+    ended = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    exact, differences, first_order = (float(line.split()[-1]) for line in ended.stdout.splitlines()[3:6])
+    assert abs(exact - differences) < 1e-5
+    assert abs(exact - first_order) > 1e-2
+    losses = [float(line.split()[-1]) for line in ended.stdout.splitlines() if "meta-step" in line]
+    assert losses[-1] < losses[0] / 2
+    shown = (ROOT / "docs" / "modules.md").read_text()
+    # The last digits of a long training depend on the machine, all before it doesn't.
+    for line in ended.stdout.splitlines():
+        if "meta-step" not in line:
+            assert line in shown
