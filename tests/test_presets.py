@@ -11,8 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from l2l_runner.schema import METAS, Meta
 from problems import OPTIMIZEE_FILES, needs_mnist
-from running import ROOT, evaluate, last, read_json, records, train
+from running import ROOT, assert_one_sentence, evaluate, last, read_json, records, train
 
 pytestmark = pytest.mark.usefixtures("sketches")
 
@@ -20,6 +21,8 @@ SHORT = ["meta.steps=2", "meta.validate_every=1", "unroll.steps=4"]
 FEW = ["optimizee.batch=2", "optimizee.validation_problems=2", "optimizee.test_problems=2"]
 CPU = ["device=cpu", "device.threads=1"]
 CRUDE = ["evaluation.tune.per_decade=1", "evaluation.tune.refinements=0", "evaluation.tune.low=0.01"]
+ESTIMATORS = [name for name, settings in METAS.items() if settings is Meta]
+ONCE = ["meta.runs=1", "meta.read_every=2", "unroll.steps=4"]  # where trajectories are run, not meta-trained on
 
 
 def choices(group: str) -> list[str]:
@@ -35,13 +38,17 @@ def marked(name: str, *needs: pytest.MarkDecorator) -> object:
 @pytest.mark.parametrize("name", [marked(name, needs_mnist) for name in choices("experiment")])
 def test_every_experiment_runs(tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
-    ended = train(run, f"experiment={name}", *SHORT, *FEW, *CRUDE, *CPU)
+    preset = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml"))
+    (meta,) = [choice["override /meta"] for choice in preset["defaults"] if "override /meta" in choice] or ["tbptt"]
+    ended = train(run, f"experiment={name}", *(SHORT if meta in ESTIMATORS else ONCE), *FEW, *CRUDE, *CPU)
     assert ended.code == 0, ended.err
-    assert len(records(run, "meta_step")) == 2
-    assert len(read_json(run / "comparison.json")["optimizers"]) == 5
+    if meta in ESTIMATORS:
+        assert len(records(run, "meta_step")) == 2
+        assert len(read_json(run / "comparison.json")["optimizers"]) == 5
+    else:
+        assert [record["step"] for record in records(run, "reading")[:3]] == [0, 2, 4]
     # What the file says is what was run.
     config = last(run)["config"]
-    preset = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml"))
     for group in ("optimizee", "optimizer"):
         for key, value in preset[group].items():
             assert config[group][key] == value
@@ -54,6 +61,9 @@ def test_every_optimizer_runs_on_every_optimizee(tmp_path: Path, optimizee: str,
     arguments = [f"optimizee={optimizee}", f"optimizer={optimizer}", *SHORT, *FEW, "evaluate=false", *CPU]
     # At their own rates, some diverge.
     ended = train(run, *arguments, *([] if optimizer == "lstm" else ["optimizer.lr=1e-4"]))
+    if optimizer == "module_transform" and ended.code == 1:  # some tensors are too large for modules of their size
+        assert_one_sentence(ended, "optimizer=module_transform", "at most")
+        return
     assert ended.code == 0, ended.err
     result = read_json(run / "result.json")
     assert result["status"] == "completed"
@@ -67,7 +77,7 @@ def test_every_unroll_runs(tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     arguments = [f"unroll={name}", "meta.steps=1", *FEW, "evaluate=false", *CPU]
     assert train(run, *arguments).code == 0
-    steps, length = {"short": (100, 20), "long": (500, 20), "full": (100, 100)}[name]
+    steps, length = {"short": (100, 20), "long": (500, 20), "full": (100, 100), "online": (100, 1)}[name]
     assert last(run)["config"]["unroll"] == {"steps": steps, "length": length}
     assert last(run)["meta_optimizer"]["state"][0]["step"] == steps / length  # an update a window
 
@@ -83,7 +93,7 @@ def test_every_device_that_is_everywhere_runs(tmp_path: Path, name: str) -> None
     assert train(tmp_path / "run", f"device={name}", "device.threads=1", *SHORT, *FEW, "evaluate=false").code == 0
 
 
-@pytest.mark.parametrize("name", choices("meta"))
+@pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize(
     "more",
     [
