@@ -92,6 +92,18 @@ class Partly(nn.Module):
         return self.out(torch.tanh(x.flatten(1) @ self.fixed.T + self.shift))
 
 
+class Attending(nn.Module):
+    """Rows of the image as words: a transformer's layer, whose evaluation has a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+        self.out = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.out(self.layer(x.squeeze(1)).mean(1))
+
+
 class Mixed(nn.Module):
     """Layers and containers that special-purpose meta-modules get wrong."""
 
@@ -115,6 +127,11 @@ class Counting(nn.Sequential):
     def __init__(self) -> None:
         norm = nn.InstanceNorm2d(1, affine=True, track_running_stats=True)
         super().__init__(norm, nn.Flatten(), nn.Linear(64, 10))
+
+
+class Sized(nn.Sequential):
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 10))
 
 
 class Pair(nn.Sequential):
@@ -147,9 +164,10 @@ KINDS = {
     "frozen-batch-norm": {"model": here("Normed"), "batch_norm": "frozen"},
     "recurrent": {"model": here("Recurrent")},
     "mixed": {"model": here("Mixed")},
+    "attention": {"model": here("Attending")},
     "partly-trained": {"model": here("Partly")},
 }
-LOOPED = {"dropout", "recurrent"}
+LOOPED = {"dropout", "recurrent", "attention"}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -461,7 +479,7 @@ BAD = [
     ([f"optimizee.model._target_={__name__}.Normed", "optimizee.minibatch=1", "optimizee.resize=3"], ["[1, 1, 3, 3]"]),
     (["optimizee.model._target_=torch.nn.LazyLinear", "optimizee.model.out_features=10"], ["weight open", "lazy"]),
     (["optimizee.data=cifar100"], ["optimizee.data", "cifar10", "digits"]),
-    (["optimizee.mean=[0.5,0.5]"], ["optimizee.mean has 2 numbers", "1 channel"]),
+    (["optimizee.mean=[0.5,0.5]"], ["optimizee.mean has 2 numbers", "expected 1"]),
     (["optimizee.std=[0]"], ["optimizee.std[0]", "> 0"]),
     (["optimizee.resize=0"], ["optimizee.resize", "≥ 1"]),
     (["optimizee.batch_norm=none"], ["optimizee.batch_norm", "batch, frozen"]),
@@ -532,3 +550,13 @@ def test_a_module_is_trained_on_from_end_to_end(tmp_path: Path) -> None:
     changes = [f"optimizee.model._target_={__name__}.annotated", "problems=2", "tune.enabled=false"]
     ended = evaluate(tmp_path / "eval", f"checkpoint={tmp_path / 'run'}", *changes, "device=cpu", "device.threads=1")
     assert ended.code == 0, ended.err
+
+
+@pytest.mark.usefixtures("sketches")
+def test_a_sweep_over_a_models_keyword(tmp_path: Path) -> None:
+    model = [f"optimizee.model._target_={__name__}.Sized", "optimizee.model.width=3,5"]
+    ended = train(None, "-m", "optimizee=module", "optimizer=adam", *SMALL, *model, f"hydra.sweep.dir={tmp_path}")
+    assert ended.code == 0, ended.err
+    jobs = read_json(tmp_path / "sweep.json")
+    assert [job["values"]["optimizee.model.width"] for job in jobs] == ["3", "5"]
+    assert jobs[0]["score"] != jobs[1]["score"]

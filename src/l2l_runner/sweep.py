@@ -27,7 +27,7 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
         if result.exists():
             record = json.loads(result.read_text())
         pairs = [str(item).partition("=") for item in OmegaConf.load(overrides)]
-        values = {key: value for key, _, value in pairs}
+        values = {key.lstrip("+"): value for key, _, value in pairs}
         jobs.append({"final": None, "sum": None, "error": None, **record, "job": job.name, "values": values})
     return jobs
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import pkgutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l2l_runner import streams
 from l2l_runner.data import SHAPES, Images, load_images
@@ -103,7 +105,8 @@ class Module(Optimizee):
         channels, height, width = SHAPES[self.data]
         for key, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != channels:
-                raise ConfigError(f"optimizee.{key} has {len(values)} numbers; {self.data} has {channels} channels.")
+                expected = f"{channels}, one for each channel of {self.data}"
+                raise ConfigError(f"optimizee.{key} has {len(values)} numbers; expected {expected}.")
         network = Network(self.build(0), self.batch_norm)
         size = (height, width) if self.resize is None else (self.resize, self.resize)
         shape = (min(2, self.minibatch), channels, *size)
@@ -175,7 +178,8 @@ class Network:
         at = {place: values[name] for place, name in self._places.items()}
         # functional_call's own tying of weights would put a shared submodule's parameters in place twice, and take
         # them for the module's own when it restores those.
-        scores: Tensor = functional_call(self.module, at, (images,), tie_weights=False)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivatives
+            scores: Tensor = functional_call(self.module, at, (images,), tie_weights=False)
         return scores
 
     def try_on(self, images: Tensor) -> None:
@@ -212,7 +216,11 @@ class Network:
                     )
             twice = {name: torch.stack([value, value]) for name, value in values.items()}
             try:
-                vmap(lambda own: self(own, images))(twice)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")  # vmap warns of what it can only loop over, more slowly than here
+                    for mode in (True, False):  # a layer may have a faster way of its own for evaluation
+                        self.train(mode)
+                        vmap(lambda own: self(own, images))(twice)
                 self.vectorised = True
             except Exception:  # what can be computed alone failed by vmap: randomness, or what vmap doesn't know
                 self.vectorised = False
