@@ -195,7 +195,9 @@ def reweighting(path: Path, summary: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     entries = sorted(summary["proportions"], key=lambda entry: float(entry["proportion"]))
     styles = {"plain": (COLOURS["sgd"], "s--", -0.06), "reweighted": (COLOURS["lstm"], "o-", 0.06)}
-    title = f"{summary['optimizee']}, {summary['steps']} steps, 95 % confidence intervals over runs"
+    problem = summary["settings"]["optimizee"]
+    versus = " against ".join(map(str, problem["classes"]))
+    title = f"{problem['data']}, {versus}: {summary['steps']} steps, 95 % confidence intervals over runs"
     axes = _axes(figure, 121, "proportion of the frequent class", "accuracy on balanced test images", title)
     for arm, (colour, style, shift) in styles.items():
         # Proportions crowd towards 1, so they stand as categories, evenly spaced; side by side, intervals can be read.
@@ -207,10 +209,11 @@ def reweighting(path: Path, summary: Mapping[str, Any]) -> None:
         runs = max(len(value["accuracies"]) for _, value in done)
         label = f"{LABELS.get(summary['optimizer'], summary['optimizer'])}, {arm} ({runs} run{'s' * (runs > 1)})"
         axes.errorbar([x for x, _ in done], means, yerr=error, fmt=style, capsize=3, color=colour, label=label)
-        known = [(x, value["published"]) for x, value in done if value["published"] is not None]
+        known = [(x + 2 * shift, value["published"]) for x, value in done if value["published"] is not None]
         if known:
             xs, ys = zip(*known, strict=True)
-            axes.plot(xs, ys, "D", color=colour, markerfacecolor="none", alpha=0.5, label=f"{arm}, published")
+            faint: dict[str, Any] = {"markerfacecolor": "none", "markersize": 5, "alpha": 0.5}
+            axes.plot(xs, ys, "D", color=colour, label=f"{arm}, published", **faint)
     axes.set_xticks(range(len(entries)), [f"{entry['proportion']:.4g}" for entry in entries])
     axes.set_xlim(-0.5, len(entries) - 0.5)
     axes.set_ylim(0.45, 1.01)
