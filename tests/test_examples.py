@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,3 +24,17 @@ def test_the_inner_update_prints_what_the_documentation_shows(tmp_path: Path) ->
     for line in ended.stdout.splitlines():
         if "meta-step" not in line:
             assert line in shown
+
+
+def test_learned_rates_print_what_the_documentation_shows(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "learned_rates.py")]
+    ended = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    shown = (ROOT / "docs" / "transforms.md").read_text().split("learned_rates.py\n")[1]
+    fixed, learned = (float(part) for part in re.findall(r"\d\.\d{3}", ended.stdout)[:2])
+    assert learned > fixed + 0.2
+    # The last digits depend on the machine.
+    for mine, documented in zip(
+        re.findall(r"-?\d\.\d{3}", ended.stdout), re.findall(r"-?\d\.\d{3}", shown), strict=False
+    ):
+        assert abs(float(mine) - float(documented)) < 0.03
