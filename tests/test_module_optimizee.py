@@ -458,6 +458,7 @@ def test_a_pretrained_resnet20_recognises_cifar():
 
 # What cannot be
 
+GOOGLENET = ["optimizee.model._target_=torchvision.models.googlenet"]
 BAD = [
     (["optimizee.model=3"], ["optimizee.model is 3", "group of keys"]),
     (["~optimizee.model._target_"], ["optimizee.model._target_ is None", "import path"]),
@@ -473,6 +474,10 @@ BAD = [
     (
         ["optimizee.model._target_=torch.nn.Linear", "optimizee.model.in_features=8", "optimizee.model.out_features=3"],
         ["returns [2, 1, 8, 3]", "[2, 10]"],
+    ),
+    (
+        [*GOOGLENET, "optimizee.model.init_weights=false", "optimizee.data=cifar10"],
+        ["returns a GoogLeNetOutputs", "[2, 10]"],
     ),
     ([f"optimizee.model._target_={__name__}.Pair"], ["returns a tuple", "[2, 10]"]),
     ([f"optimizee.model._target_={__name__}.Counting"], ["changes its buffer 0.running_mean"]),

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import pkgutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -312,7 +312,12 @@ def _locate(target: object) -> Callable[..., nn.Module]:
     if not isinstance(target, str):
         raise ConfigError(f"optimizee.model.{TARGET} is {target!r}; {expected}.")
     try:
-        found: Callable[..., nn.Module] = pkgutil.resolve_name(target)
+        name, *parts = target.split(".")
+        found: Any = import_module(name)
+        for part in parts:
+            name = f"{name}.{part}"
+            # An attribute comes first: torchvision.models.googlenet is a function, and the name of a file too.
+            found = getattr(found, part) if hasattr(found, part) else import_module(name)
     except Exception as error:  # importing runs somebody else's code
         raise ConfigError(f"optimizee.model.{TARGET} is {target!r}, which isn't there ({reason(error)}).") from error
     try:
@@ -324,7 +329,7 @@ def _locate(target: object) -> Callable[..., nn.Module]:
             f"optimizee.model.{TARGET} is {target!r}; {expected}, or of a function whose annotation says that it "
             "returns one."
         )
-    return found
+    return cast(Callable[..., nn.Module], found)
 
 
 def _find(file: str, root: Path) -> Path:
