@@ -84,7 +84,9 @@ class Imbalance(Optimizee):
 
 
 class ImbalanceProblem(Problem):
-    """Several problems, computed one after another: under vmap, convolutions with weights of each problem's own become
+    """Losses of LeNet on the images of a batch of problems, and of single images.
+
+    Problems are computed one after another: under vmap, convolutions whose weights differ between problems become
     grouped ones, which are slow on a CPU.
 
     Attributes:
@@ -100,24 +102,26 @@ class ImbalanceProblem(Problem):
         self.side, self.minibatch = optimizee.side, optimizee.minibatch
         with torch.device("meta"):
             self.module = LeNet(self.side)
-        places = [[(part.labels == label).nonzero().flatten() for label in optimizee.classes] for part in (train, test)]
-        for label, own, count in zip(optimizee.classes, places[0], optimizee.counts, strict=True):
+        to_train, to_test = (
+            [(part.labels == label).nonzero().flatten() for label in optimizee.classes] for part in (train, test)
+        )
+        for label, own, count in zip(optimizee.classes, to_train, optimizee.counts, strict=True):
             if count + optimizee.clean > len(own):
                 raise ConfigError(
                     f"optimizee.images={optimizee.images} and optimizee.clean={optimizee.clean} take "
                     f"{count + optimizee.clean} images of class {label}, of which {optimizee.data} has {len(own)}: use "
                     "fewer."
                 )
-        self.pool, self.rare = self._images(train, places[0])
+        self.pool, self.rare = self._images(train, to_train)
         mean, deviation = self.pool.mean(), self.pool.std()
         self.pool = (self.pool - mean) / deviation
-        fewest = min(len(own) for own in places[1])
-        images, rare = self._images(test, [own[:fewest] for own in places[1]])
+        fewest = min(len(own) for own in to_test)
+        images, rare = self._images(test, [own[:fewest] for own in to_test])
         self.test = (images - mean) / deviation, rare
         # Of each class in a random order of the problem's own, the first are clean, and those that follow train.
         clean, training = [], []
-        for number, (own, count) in enumerate(zip(places[0], optimizee.counts, strict=True)):
-            order = streams.uniform(seeds, len(own), f"class {number}").argsort(dim=1) + number * len(places[0][0])
+        for number, (own, count) in enumerate(zip(to_train, optimizee.counts, strict=True)):
+            order = streams.uniform(seeds, len(own), f"class {number}").argsort(dim=1) + number * len(to_train[0])
             clean.append(order[:, : optimizee.clean])
             training.append(order[:, optimizee.clean : optimizee.clean + count])
         self.clean, self.train = torch.cat(clean, dim=1), torch.cat(training, dim=1)
