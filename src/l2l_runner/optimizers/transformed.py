@@ -117,7 +117,7 @@ class ModuleTransformConfig(TransformedConfig):
             if numel > LARGEST and not any(fnmatchcase(name, pattern) for pattern in self.patterns or {}):
                 raise ConfigError(
                     f"optimizer=module_transform needs a module of {numel:,} inputs and outputs for {name}; expected "
-                    f"at most {LARGEST:,}: name another kind in optimizer.patterns, as in {{'{name}':metacurvature}}, "
+                    f"at most {LARGEST:,}: name another kind in optimizer.patterns, as in {{{name}:metacurvature}}, "
                     "or use optimizer=metacurvature or optimizer=kronecker."
                 )
         return super().build(layout, generator)
