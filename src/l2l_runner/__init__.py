@@ -1,3 +1,23 @@
 """Meta-train learned optimizers, compare them fairly, keep what they learned."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from l2l_runner.cards import Card as Card
+    from l2l_runner.cards import pretrained as pretrained
+    from l2l_runner.drop_in import LearnedOptimizer as LearnedOptimizer
+
 __version__ = "0.1.0"
+
+_PUBLIC = {"LearnedOptimizer": "drop_in", "Card": "cards", "pretrained": "cards"}
+
+
+def __getattr__(name: str) -> Any:
+    """What the package offers to others, imported when it is asked for: PyTorch takes seconds."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

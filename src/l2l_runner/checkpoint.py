@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from l2l_runner import streams
+from l2l_runner.cards import pretrained
 from l2l_runner.errors import CheckpointError, ConfigError, StorageError
+from l2l_runner.fields import did_you_mean
 from l2l_runner.optimizers import LEARNED, HandDesigned, LearnedOptimizer
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 
@@ -63,14 +65,20 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint; nothing in the file is executed.
 
+    Args:
+        path: of a checkpoint, of the folder of its run, or the name of a pretrained one.
+
     Raises:
         CheckpointError: the file is missing, damaged, or something else than a checkpoint of this program.
     """
+    if str(path) in pretrained() and not path.exists():
+        path = pretrained()[str(path)].path
     if path.is_dir():
         path = path / "checkpoints" / "best.pt" if (path / "checkpoints").is_dir() else path / "best.pt"
     if not path.is_file():
         raise CheckpointError(
-            f"There is no checkpoint {path}: give the path of a best.pt, or of the run folder that holds it."
+            f"There is no checkpoint {path}: give the path of a best.pt, of the run folder that holds it, or the name "
+            f"of a pretrained optimizer ({', '.join(pretrained())}).{did_you_mean(str(path), list(pretrained()))}"
         )
     try:
         with zipfile.ZipFile(path) as archive:

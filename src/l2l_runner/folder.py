@@ -26,6 +26,15 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def with_nan(value: Any) -> Any:
+    """The value with NaN for null, in which `jsonable` has put all that isn't finite."""
+    if value is None:
+        return math.nan
+    if isinstance(value, dict):
+        return {key: with_nan(item) for key, item in value.items()}
+    return [with_nan(item) for item in value] if isinstance(value, list) else value
+
+
 class RunFolder:
     """Paths and records of one run."""
 
@@ -104,6 +113,11 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def readings(self) -> list[dict[str, Any]]:
+        """The fields of all lines of event `reading`, with NaN for null."""
+        records = (record for record in self.records() if record["event"] == "reading")
+        return [{key: with_nan(value) for key, value in record.items() if key != "event"} for record in records]
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file of the folder, atomically."""

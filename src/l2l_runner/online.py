@@ -223,12 +223,7 @@ class OnlineTraining:
         self._save(self.folder.last)
 
     def _readings(self) -> list[Reading]:
-        readings = []
-        for record in self.folder.records():
-            values = {key: value for key, value in record.items() if key != "event"}
-            values["loss"] = math.nan if values["loss"] is None else values["loss"]
-            readings.append(Reading(**values))
-        return readings
+        return [Reading(**fields) for fields in self.folder.readings()]
 
     def summary(self) -> dict[str, Any]:
         """The contract of online.json: for each arm, means and confidence intervals over runs, reading by reading."""

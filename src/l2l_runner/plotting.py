@@ -156,11 +156,13 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(1 + 4.2 * len(panels), 3.8), layout="constrained")
     grid = figure.add_gridspec(1, len(panels))
     styles = {"learning": (COLOURS["lstm"], "-"), "fixed": (COLOURS["sgd"], "--")}
+    title = f"{summary['optimizee']}, means over runs, 95 % confidence bands"
     for place, panel in enumerate(panels):
-        axes = _axes(figure, grid[0, place], "step", panel, summary["optimizee"] if place == 0 else "")
+        axes = _axes(figure, grid[0, place], "step", panel, title if place == 0 else "")
         if panel == "learned rates":
             _rates(axes, next(arm["steps"] for arm in arms.values() if arm["rates"]), rates)
             continue
+        means = []
         for name, arm in arms.items():
             values = arm["loss"] if panel == "training loss" else arm["metrics"][panel]
             first = 1 if panel == "training loss" and len(values) > 2 else 0  # a single loss, the others are means
@@ -168,14 +170,17 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
             half = np.array([v["ci95"] or 0.0 for v in values], dtype=float)[first:]
             half[~np.isfinite(half)] = 0.0
             steps = np.array(arm["steps"])[first:]
+            means.append(mean[np.isfinite(mean)])
             colour, style = styles[name]
-            label = f"{summary['optimizer']}, {name} ({max(arm['runs'])} runs)"
+            label = f"{summary['optimizer']}, {name} (runs: {max(arm['runs'])})"
             axes.plot(steps, mean, style, color=colour, linewidth=1.8, label=label)
             axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        drawn = np.concatenate(means)
         if panel == "training loss":
             axes.set_yscale("log")
-        if place == 0:
             axes.legend(fontsize=8, frameon=False)
+        elif len(drawn) and np.ptp(drawn) > 0:  # bands of few runs are wide at the start
+            axes.set_ylim(drawn.min() - 0.05 * np.ptp(drawn), drawn.max() + 0.05 * np.ptp(drawn))
     write_atomically(path, _png(figure, 150))
 
 
@@ -186,8 +191,9 @@ def _rates(axes: Axes, steps: Sequence[int], rates: Mapping[str, Any]) -> None:
         low, middle, high = np.array(quantiles, dtype=float).T
         colour, style = palette[index % len(palette)], ("-", "--", ":", "-.")[index // len(palette) % 4]
         axes.plot(steps, middle, style, color=colour, linewidth=1.4, label=name)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.legend(fontsize=7, frameon=False, ncols=1 + len(rates) // 12)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.08, linewidth=0)
+    axes.set_title("of each tensor the median, and the middle four fifths", fontsize=8, loc="left")
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(rates) // 20)
 
 
 def reweighting(path: Path, summary: Mapping[str, Any]) -> None:

@@ -242,12 +242,7 @@ class Reweighting:
                 log.warning("It diverged; a lower optimizer.lr may help.")
 
     def _readings(self) -> list[Reading]:
-        readings = []
-        for record in self.folder.records():
-            values = {key: value for key, value in record.items() if key != "event"}
-            values["loss"] = math.nan if values["loss"] is None else values["loss"]
-            readings.append(Reading(**values))
-        return readings
+        return [Reading(**fields) for fields in self.folder.readings()]
 
     def summary(self) -> dict[str, Any]:
         """The contract of reweighting.json: for each proportion and arm, accuracies of the trajectories that are done.

@@ -1,0 +1,144 @@
+"""A learned optimizer as a torch.optim.Optimizer, for anybody's training loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from l2l_runner import checkpoint
+from l2l_runner.errors import ConfigError
+from l2l_runner.optimizers.base import LearnedOptimizer as Rule
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """θ ← θ + lr · g, where g is what a trained coordinatewise optimizer answers to the gradient::
+
+        optimizer = l2l_runner.LearnedOptimizer(model.parameters(), "mnist")
+        for images, labels in data:
+            optimizer.zero_grad()
+            loss(model(images), labels).backward()
+            optimizer.step()
+
+    It works wherever `torch.optim.Adam` does. A learned optimizer has a state of 2 × layers × hidden numbers a
+    coordinate (320 bytes with the usual 2 × 20 units), in single precision at least, whatever the parameters are in.
+
+    Args:
+        params: parameters, or groups of them as dictionaries, as in torch.optim.
+        optimizer: the name of a pretrained one (`l2l_runner.pretrained()` lists them), a checkpoint or the folder of
+            its run, or a learned optimizer itself.
+        lr: factor of the updates; a group may have its own, and a scheduler may change it.
+        kernel: what computes it: auto, torch, cpp or triton.
+
+    Raises:
+        CheckpointError: there is no such optimizer.
+        ConfigError: it isn't coordinatewise, or the kernel cannot be had.
+        ValueError: lr is negative.
+    """
+
+    def __init__(self, params: ParamsT, optimizer: str | Path | Rule, lr: float = 1.0, kernel: str = "auto"):
+        if lr < 0:
+            raise ValueError(f"lr is {lr}; expected a factor of the updates that is ≥ 0.")
+        if isinstance(optimizer, (str, Path)):
+            source = Path(optimizer).expanduser()
+            self.rule = checkpoint.restore_optimizer(checkpoint.load(source), source)
+        else:
+            self.rule = copy.deepcopy(optimizer).cpu()
+        if not self.rule.coordinatewise:
+            raise ConfigError(
+                "This optimizer was trained for problems of one size: give LearnedOptimizer a coordinatewise one, such "
+                "as an LSTM trained with optimizer.coordinatewise=true."
+            )
+        self.rule.requires_grad_(False)
+        self.rule.use_kernel(kernel)  # fails here rather than in the first step
+        self.kernel = kernel
+        self._rules: dict[tuple[torch.device, torch.dtype], Rule] = {}
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters that have gradients.
+
+        Args:
+            closure: computes the loss and its gradients first.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or complex.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._update(param, group["lr"])
+        return loss
+
+    def _update(self, param: Tensor, lr: float | Tensor) -> None:
+        grad = param.grad
+        assert grad is not None
+        if grad.layout != torch.strided or grad.is_complex():
+            kind = "complex" if grad.is_complex() else str(grad.layout).removeprefix("torch.").replace("_", " ")
+            raise RuntimeError(
+                f"A parameter of shape {list(param.shape)} has a {kind} gradient; LearnedOptimizer takes dense real "
+                "ones (nn.Embedding gives them with sparse=False)."
+            )
+        # Half precision cannot hold the state, nor gradients that vanish.
+        dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        rule = self._rule_for(param.device, dtype)
+        row = grad.to(dtype).reshape(1, -1)
+        state = self.state[param]
+        values = tuple(state[key] for key in sorted(state)) if state else rule.init(row)
+        update, following = rule.update(row, values, row)
+        state.update({f"state_{index}": value for index, value in enumerate(following)})
+        param.add_((lr * update).reshape(param.shape))
+
+    def _rule_for(self, device: torch.device, dtype: torch.dtype) -> Rule:
+        """The rule where and in the precision in which a parameter needs it."""
+        rule = self._rules.get((device, dtype))
+        if rule is None:
+            rule = copy.deepcopy(self.rule).to(device, dtype)
+            rule.use_kernel(self.kernel)
+            self._rules[device, dtype] = rule
+        return rule
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict()` gave. The learned optimizer itself is no part of it, as no code is.
+
+        Raises:
+            ValueError: it is the state of an optimizer of another architecture, or of other parameters.
+        """
+        params = [param for group in self.param_groups for param in group["params"]]
+        names = [name for group in state_dict["param_groups"] for name in group["params"]]
+        states = {name: state_dict["state"][name] for name in names if name in state_dict["state"]}
+        for param, name in zip(params, names, strict=False):
+            expected = [list(value.shape) for value in self.rule.init(torch.empty(1, param.numel(), device="meta"))]
+            found = [list(states[name][key].shape) for key in sorted(states[name])] if name in states else expected
+            if found != expected:
+                raise ValueError(
+                    f"The state of a parameter of shape {list(param.shape)} has the shapes {found}; this learned "
+                    f"optimizer has {expected}: load it into the one that it was saved from."
+                )
+        super().load_state_dict(dict(state_dict))
+        # PyTorch casts states to the type of their parameters; these may be more precise.
+        for param, name in zip(params, names, strict=True):
+            if name in states:
+                self.state[param] = {
+                    key: value.detach().clone().to(param.device) for key, value in states[name].items()
+                }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "rule": self.rule, "kernel": self.kernel}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._rules = {}
