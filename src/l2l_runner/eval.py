@@ -39,8 +39,10 @@ def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     steps = config.evaluation.steps or int(trained["unroll"]["steps"])
     problems = config.evaluation.problems or config.optimizee.test_problems
     name = str(trained["optimizer"]["name"])
-    log.info("%s, trained on %s for %d meta-steps", source, trained["optimizee"]["name"], content["progress"]["step"])
     with machine_settings(config.device.threads), stop_requests():
+        log.info(
+            "%s, trained on %s for %d meta-steps", source, trained["optimizee"]["name"], content["progress"]["step"]
+        )
         baselines = tuned_baselines(config.evaluation, config.optimizee, seed, steps, config.score, runtime)
         comparison = compare(
             {name: optimizer}, baselines, config.optimizee, seed, problems, steps, runtime, config.evaluation.chunk

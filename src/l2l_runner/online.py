@@ -127,6 +127,10 @@ class OnlineTraining:
         Raises:
             Stopped: Ctrl-C or SIGTERM; the state is saved.
         """
+        with stop_requests() as stop:  # from before the first line is logged, which takes the bars' lock
+            return self._train(stop)
+
+    def _train(self, stop: list[int]) -> Outcome:
         log.info(
             "%s learns online on %s: %d runs of %d steps, windows of %d, on %s, seed %d; in %s",
             *(self.name, self.config.optimizee.name, self.meta.runs, self.steps, self.config.unroll.length),
@@ -134,7 +138,7 @@ class OnlineTraining:
         )
         total = len(ARMS) * self.meta.runs * self.steps
         done = (len(ARMS) * self.progress.run + ARMS.index(self.progress.arm)) * self.steps + self.progress.step
-        with stop_requests() as stop, tqdm(total=total, initial=done, unit="step", disable=None) as bar:
+        with tqdm(total=total, initial=done, unit="step", disable=None) as bar:
             while self.progress.run < self.meta.runs:
                 bar.set_description(f"run {self.progress.run + 1}, {self.progress.arm}")
                 self._trajectory(bar, stop)

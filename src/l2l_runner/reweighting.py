@@ -182,13 +182,17 @@ class Reweighting:
         Raises:
             Stopped: Ctrl-C or SIGTERM; the state is saved.
         """
+        with stop_requests() as stop:  # from before the first line is logged, which takes the bars' lock
+            return self._train(stop)
+
+    def _train(self, stop: list[int]) -> dict[str, Any]:
         log.info(
             "Reweighting the examples of %s: %d runs of %d proportions, %d steps of %s each, on %s, seed %d; in %s",
             *(self.optimizee.name, self.meta.runs, len(self.meta.proportions), self.steps, self.name),
             *(self.runtime.device, self.config.seed, self.folder.path),
         )
         total, done = len(self.trajectories) * self.steps, self.progress.trajectory * self.steps + self.progress.step
-        with stop_requests() as stop, tqdm(total=total, initial=done, unit="step", disable=None) as bar:
+        with tqdm(total=total, initial=done, unit="step", disable=None) as bar:
             while self.progress.trajectory < len(self.trajectories):
                 self._trajectory(bar, stop)
         summary = self.summary()

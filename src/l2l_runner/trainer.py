@@ -143,22 +143,22 @@ class MetaTraining:
             Stopped: Ctrl-C or SIGTERM; the state is saved.
         """
         config, meta = self.config, self.meta
-        log.info(
-            "Meta-training %s on %s: %d meta-steps of %d problems × %d steps, windows of %d, engine %s, kernel %s, "
-            "on %s, seed %d; in %s",
-            self.name,
-            config.optimizee.name,
-            meta.steps,
-            config.meta_batch,
-            config.unroll.steps,
-            config.unroll.length,
-            self.estimator.engine,
-            self.optimizer.kernel.name,
-            self.runtime.device,
-            config.seed,
-            self.folder.path,
-        )
-        with stop_requests() as stop:
+        with stop_requests() as stop:  # from before the first line is logged, which takes the bars' lock
+            log.info(
+                "Meta-training %s on %s: %d meta-steps of %d problems × %d steps, windows of %d, engine %s, kernel %s, "
+                "on %s, seed %d; in %s",
+                self.name,
+                config.optimizee.name,
+                meta.steps,
+                config.meta_batch,
+                config.unroll.steps,
+                config.unroll.length,
+                self.estimator.engine,
+                self.optimizer.kernel.name,
+                self.runtime.device,
+                config.seed,
+                self.folder.path,
+            )
             return self._train(stop)
 
     def _train(self, stop: list[int]) -> Outcome:
