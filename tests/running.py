@@ -98,8 +98,12 @@ def _hear_ctrl_c() -> None:
 
 
 def finish(process: subprocess.Popen[str]) -> Ended:
-    """Wait for a process."""
-    out, err = process.communicate()
+    """Wait for a process, which is killed if it hangs."""
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"The process hangs: {process.communicate()}") from None
     return Ended(process.returncode, out, err)
 
 
