@@ -86,8 +86,11 @@ def plain(coordinates: int) -> Layout:
 
 def any_optimizer(stem: str, layout: Layout, dtype: torch.dtype = torch.float64) -> Optimizer:
     """The optimizer of a YAML file: a hand-designed one at a middling rate, a learned one small and untrained."""
-    node = OPTIMIZER_FILES[stem]
-    settings = parse_optimizer({**node, **{key: value for key, value in (("lr", 0.01), ("hidden", 3)) if key in node}})
+    node = {key: {"lr": 0.01, "hidden": 3}.get(key, value) for key, value in OPTIMIZER_FILES[stem].items()}
+    large = [name for name, shape in layout.shapes.items() if math.prod(shape) > 4096]
+    if stem == "module_transform" and large:
+        node["patterns"] = dict.fromkeys(large, "metacurvature")
+    settings = parse_optimizer(node)
     if isinstance(settings, Optimizer):
         return settings
     learned: LearnedOptimizer = settings.build(layout, torch.Generator().manual_seed(0))
