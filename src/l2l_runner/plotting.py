@@ -179,7 +179,11 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
         if panel == "training loss":
             axes.set_yscale("log")
             axes.legend(fontsize=8, frameon=False)
-        elif len(drawn) and np.ptp(drawn) > 0:  # bands of few runs are wide at the start
+            drawn = drawn[drawn > 0]
+        # The means set the limits: bands of few runs are wide.
+        if len(drawn) and panel == "training loss":
+            axes.set_ylim(0.8 * drawn.min(), 1.25 * drawn.max())
+        elif len(drawn) and np.ptp(drawn) > 0:
             axes.set_ylim(drawn.min() - 0.05 * np.ptp(drawn), drawn.max() + 0.05 * np.ptp(drawn))
     write_atomically(path, _png(figure, 150))
 
