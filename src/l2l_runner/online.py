@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ARMS = ("learning", "fixed")
 REFRESH = 20  # seconds between pictures
+LARGEST = 1 << 20  # rates of a tensor whose percentiles are taken; of more, every second, third, …
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class OnlineTraining:
         problem = self.config.optimizee.sample(seeds, self.runtime)
         if self.point is None:
             self.point = start(problem, self.optimizer)
-            self._read(problem, self.point.loss)
+            self._read(problem, self.point.loss, bar)
         for grads, losses, point in self._windows(problem, self.point):
             self.point = point
             self.pending.append(losses.flatten())
@@ -165,7 +166,7 @@ class OnlineTraining:
             self.progress = replace(self.progress, step=point.step)
             ended = False
             if due or point.step == self.steps:
-                ended = not math.isfinite(self._read(problem, torch.cat(self.pending)))
+                ended = not math.isfinite(self._read(problem, torch.cat(self.pending), bar))
                 self._show()
                 self._save(self.folder.last)
             if stop:
@@ -193,14 +194,17 @@ class OnlineTraining:
         self.meta_optimizer.found_inf = 1 - torch.isfinite(norm).float()  # type: ignore[attr-defined]
         self.meta_optimizer.step()
 
-    def _read(self, problem: Problem, losses: Tensor) -> float:
+    def _read(self, problem: Problem, losses: Tensor, bar: tqdm[Any]) -> float:
         """Note the mean of the losses since the last reading, and what there is to see now."""
         assert self.point is not None
         self.pending = []
         with torch.no_grad():
             metrics = problem.metrics(problem.layout.views(self.point.params))
         quantiles = torch.tensor([0.1, 0.5, 0.9], dtype=self.runtime.dtype, device=self.runtime.device)
-        rates = {name: rate.flatten().quantile(quantiles).tolist() for name, rate in self.optimizer.rates().items()}
+        rates = {
+            name: rate.flatten()[:: 1 + rate.numel() // LARGEST].quantile(quantiles).tolist()
+            for name, rate in self.optimizer.rates().items()
+        }
         loss = losses.mean().item()
         reading = Reading(
             run=self.progress.run,
@@ -212,6 +216,7 @@ class OnlineTraining:
         )
         size = self.folder.log({"event": "reading", **asdict(reading)})
         self.progress = replace(self.progress, metrics_bytes=size)
+        bar.set_postfix({"loss": f"{loss:.4g}", **{name: f"{value:.4g}" for name, value in reading.metrics.items()}})
         return loss
 
     def _end_trajectory(self) -> None:
