@@ -214,6 +214,7 @@ def online_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert ended.code == 0, ended.err
     assert "hypergradient learns online on digits: 2 runs of 12 steps, windows of 1" in ended.out
     assert "training loss" in ended.out
+    assert "learning − fixed" in ended.out
     return folder
 
 
@@ -225,6 +226,11 @@ def test_an_online_run_leaves_its_record(online_run: Path) -> None:
     assert summary["arms"]["fixed"]["rates"] == {}
     assert len(summary["arms"]["learning"]["metrics"]["accuracy"]) == 4
     readings = records(online_run, "reading")
+    ends = {(r["run"], r["arm"]): r for r in readings if r["step"] == 12}
+    differences = [ends[run, "learning"]["loss"] - ends[run, "fixed"]["loss"] for run in (0, 1)]
+    assert summary["paired"]["runs"] == 2
+    assert summary["paired"]["loss"]["mean"] == pytest.approx(sum(differences) / 2, abs=1e-6)
+    assert set(summary["paired"]["metrics"]) == {"accuracy"}
     assert [(r["run"], r["arm"], r["step"]) for r in readings] == [
         (run, arm, step) for run in (0, 1) for arm in ("learning", "fixed") for step in (0, 4, 8, 12)
     ]

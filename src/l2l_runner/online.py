@@ -235,7 +235,11 @@ class OnlineTraining:
         return [Reading(**fields) for fields in self.folder.readings()]
 
     def summary(self) -> dict[str, Any]:
-        """The contract of online.json: for each arm, means and confidence intervals over runs, reading by reading."""
+        """The contract of online.json: for each arm, means and confidence intervals over runs, reading by reading.
+
+        `paired` has those of the differences learning − fixed, run by run, at the last step, of runs whose arms both
+        came there.
+        """
         arms: dict[str, Any] = {}
         readings = self._readings()
         for arm in ARMS:
@@ -255,7 +259,15 @@ class OnlineTraining:
                     for name in (rows[0][0].rates if rows else {})
                 },
             }
-        return {"optimizee": self.config.optimizee.name, "optimizer": self.name, "steps": self.steps, "arms": arms}
+        ends = {(reading.run, reading.arm): reading for reading in readings if reading.step == self.steps}
+        pairs = [tuple(ends.get((run, arm)) for arm in ARMS) for run in range(self.meta.runs)]
+        return {
+            "optimizee": self.config.optimizee.name,
+            "optimizer": self.name,
+            "steps": self.steps,
+            "arms": arms,
+            "paired": _differences([(one, other) for one, other in pairs if one and other]),
+        }
 
     def _show(self) -> None:
         """Refresh the picture, if the last time was a while ago: drawing takes as long as many steps."""
@@ -277,6 +289,19 @@ class OnlineTraining:
         return Outcome("completed" if finite else "diverged", score, final, mean_ci(torch.tensor(sums)))
 
 
+def _differences(pairs: list[tuple[Reading, Reading]]) -> dict[str, Any] | None:
+    """Means and confidence intervals of the differences of pairs of readings; None where there are none."""
+    if not pairs:
+        return None
+    losses = torch.tensor([one.loss - other.loss for one, other in pairs])
+    metrics = {name: [one.metrics[name] - other.metrics[name] for one, other in pairs] for name in pairs[0][0].metrics}
+    return {
+        "runs": len(pairs),
+        "loss": mean_ci(losses),
+        "metrics": {name: mean_ci(torch.tensor(values)) for name, values in metrics.items()},
+    }
+
+
 def table(summary: Mapping[str, Any]) -> str:
     """The last readings of both arms, as the table that is printed."""
     arms = {name: arm for name, arm in summary["arms"].items() if arm["steps"]}
@@ -285,5 +310,9 @@ def table(summary: Mapping[str, Any]) -> str:
     for name, arm in arms.items():
         row = [name, str(arm["runs"][-1]), str(arm["steps"][-1]), with_ci(arm["loss"][-1])]
         rows.append(row + [with_ci(arm["metrics"][metric][-1]) for metric in metrics])
+    if summary["paired"]:
+        paired = summary["paired"]
+        row = ["learning − fixed", str(paired["runs"]), str(summary["steps"]), with_ci(paired["loss"])]
+        rows.append(row + [with_ci(paired["metrics"][metric]) for metric in metrics])
     head = f"{summary['optimizee']}, mean ± half of the 95 % confidence interval over runs:"
     return "\n".join([head, *align(rows)])
