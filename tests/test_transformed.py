@@ -16,7 +16,7 @@ from l2l_runner.meta import TBPTT
 from l2l_runner.optimizers import SGD, Transformed
 from l2l_runner.schema import parse_optimizer
 from l2l_runner.unroll import start, unroll
-from problems import OPTIMIZER_FILES, any_optimizer, optimizee, problems
+from problems import OPTIMIZER_FILES, optimizee, problems
 from running import (
     QUICK,
     Ended,
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused() -> None:
         optimizer.use_kernel("cpp")
     optimizer.use_kernel("auto")
     with pytest.raises(ConfigError, match=r"4,097 inputs and outputs for theta; expected at most 4,096"):
-        any_optimizer("module_transform", Layout({"theta": (4097,)}))
+        parse_optimizer(OPTIMIZER_FILES["module_transform"]).build(Layout({"theta": (4097,)}), torch.Generator())
     for module in ("torch.nn.Nothing", "nowhere.Linear", "Linear"):
         with pytest.raises(ConfigError, match=r"optimizer\.module=.* cannot be imported"):
             parse_optimizer({**OPTIMIZER_FILES["module_transform"], "module": module}).build(layout, torch.Generator())
