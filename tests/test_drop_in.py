@@ -137,6 +137,43 @@ def test_a_state_goes_on_exactly_in_every_precision(dtype: torch.dtype) -> None:
     assert torch.equal(values(model), values(twin))
 
 
+@pytest.mark.parametrize("kernel", ["torch", "auto"])
+@pytest.mark.parametrize(("first", "second"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_a_state_follows_its_parameters_into_another_precision(
+    first: torch.dtype, second: torch.dtype, kernel: str
+) -> None:
+    ends = []
+    for way in ("converted", "loaded"):
+        model = net(first)
+        optimizer = LearnedOptimizer(model.parameters(), lstm(4), kernel=kernel)
+        take(model, optimizer, 2)
+        model = model.to(second) if way == "converted" else copy.deepcopy(model).to(second)
+        if way == "loaded":
+            saved, optimizer = optimizer.state_dict(), LearnedOptimizer(model.parameters(), lstm(4), kernel=kernel)
+            optimizer.load_state_dict(saved)
+        take(model, optimizer, 2, begin=2)
+        ends.append(values(model))
+    exact = net()
+    take(exact, LearnedOptimizer(exact.parameters(), lstm(4), kernel="torch"), 4)
+    for end in ends:
+        torch.testing.assert_close(end.double(), values(exact), rtol=1e-3, atol=1e-4)
+
+
+def test_many_layers_keep_their_order() -> None:
+    model, rule = net(), lstm(4, layers=6)
+    optimizer = LearnedOptimizer(model.parameters(), rule)
+    param = model[0].weight
+    state = rule.init(param.detach().view(1, -1))
+    for step in range(4):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        before, row = param.detach().clone(), param.grad.view(1, -1)
+        with torch.no_grad():
+            update, state = rule.update(row, state, row)
+        optimizer.step()
+        torch.testing.assert_close(param - before, update.view_as(param), rtol=1e-9, atol=1e-12)
+
+
 def test_copies_and_pickles_go_on_exactly() -> None:
     model = net()
     optimizer = LearnedOptimizer(model.parameters(), lstm(4), lr=0.5)
@@ -188,6 +225,10 @@ def test_what_it_does_not_take_is_refused_by_name(tmp_path: Path) -> None:
         optimizer.step()
     with pytest.raises(ValueError, match=r"lr is -1\.0; expected a factor of the updates that is ≥ 0"):
         LearnedOptimizer(net().parameters(), lstm(4), lr=-1.0)
+    with pytest.raises(ValueError, match=r"lr is nan"):
+        LearnedOptimizer([{"params": net().parameters(), "lr": float("nan")}], lstm(4))
+    with pytest.raises(TypeError, match=r"optimizer is None; expected the name of a pretrained one"):
+        LearnedOptimizer(net().parameters(), None)
     with pytest.raises(ConfigError, match=r"was trained for problems of one size"):
         LearnedOptimizer(net().parameters(), lstm(4, coordinatewise=False))
     with pytest.raises(CheckpointError, match=r"no checkpoint mnits.*quadratic, mnist.*Did you mean mnist\?"):
@@ -318,6 +359,14 @@ def test_a_pretrained_optimizer_trains_a_module() -> None:
         nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
         optimizer.step()
     assert (model(images).argmax(1) == labels).float().mean() > 0.9
+
+
+def test_a_folder_of_its_name_does_not_hide_a_pretrained_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").mkdir()
+    assert checkpoint.load(Path("mnist"))["config"]["optimizee"]["name"] == "mnist"
 
 
 def test_the_package_itself_is_imported_quickly() -> None:

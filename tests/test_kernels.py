@@ -524,6 +524,17 @@ def test_where_cpp_cannot_serve_auto_falls_back_and_says_so_once(caplog: pytest.
     assert "\n" not in record.getMessage()
 
 
+@pytest.mark.parametrize("part", ["grads", "state", "network", "cotangents"])
+def test_cpp_refuses_what_it_would_misread(part: str) -> None:
+    window = draw(Case(), F32)
+    window = window._replace(**{part: double(getattr(window, part))})
+    with pytest.raises(TypeError, match="expected tensors of one type"):
+        CppKernel().replay(*window)
+    if part != "cotangents":
+        with pytest.raises(TypeError, match="expected tensors of one type"):
+            CppKernel().step(window.network, window.grads[0], window.state)
+
+
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp, "_function", lambda name, dtype: lambda *arguments: 1)
     window = draw(Case())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -353,6 +355,47 @@ def test_zero_grad_is_for_the_model_alone() -> None:
     assert any(grad.any() for grad in found)
 
 
+def test_what_is_unfrozen_or_replaced_later_is_heard() -> None:
+    model = net()
+    model[0].bias.requires_grad_(False)
+    learnable = LearnableOptimizer(model, MetaSGD, lr=0.1)
+    for step in range(4):
+        if step == 1:
+            model[0].bias.requires_grad_(True)
+            model[3].bias = nn.Parameter(model[3].bias.detach().clone())
+        for parameter in learnable.parameters():
+            parameter.grad = None
+        learnable.zero_grad()
+        loss_of(model, step).backward()
+        learnable.step()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in learnable.parameters())
+
+
+def test_a_hypergradient_is_of_the_rate_that_was_used() -> None:
+    grads = []
+    for lr in (0.1, 0.01):
+        torch.manual_seed(0)
+        model = net()
+        learnable = LearnableOptimizer(model, MetaSGD, lr=0.1)
+        loss_of(model, 0).backward()
+        learnable.step()
+        learnable.zero_grad()
+        learnable.lr = lr  # for the next step
+        loss_of(model, 1).backward()
+        grads.append([parameter.grad for parameter in learnable.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
+def test_a_model_does_not_keep_its_optimizer_alive() -> None:
+    model = net()
+    learnable = LearnableOptimizer(model, MetaSGD)
+    gone = weakref.ref(learnable)
+    del learnable
+    gc.collect()
+    assert gone() is None
+    loss_of(model, 0).backward()
+
+
 # ParameterUpdate
 
 
@@ -418,6 +461,15 @@ def test_updates_of_what_has_no_gradient() -> None:
         update(loss_of(model, 0), model.parameters(), allow_unused=True)
     with pytest.raises(RuntimeError, match="not have been used"):
         update(loss_of(model, 0), model.parameters(), allow_nograd=True)
+
+
+def test_updates_of_nothing_and_of_too_much() -> None:
+    model = net()
+    update = ParameterUpdate(model.parameters(), MetaSGD)
+    with pytest.raises(ValueError, match="There are 1 parameters; expected 4"):
+        update(loss_of(model, 0), [model[0].weight])
+    model.requires_grad_(False)
+    assert update(torch.ones((), requires_grad=True), model.parameters(), allow_nograd=True) == [None] * 4
 
 
 # DifferentiableSGD
@@ -488,6 +540,14 @@ def test_parameters_without_gradients_stay_and_tied_ones_stay_tied() -> None:
     assert model.two.bias is bias
     with pytest.raises(ValueError, match="zip"):
         DifferentiableSGD(0.1)(model, grads[:2])
+
+
+def test_what_fits_no_parameter_is_refused() -> None:
+    model = net()
+    with pytest.raises(ValueError, match=r"3\.wieght \[2\] fits no parameter: the module has the parameters 0\.weight"):
+        replace_parameters(model, {"3.wieght": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"3\.bias \[7\] fits no parameter: the module has \[2\]"):
+        replace_parameters(model, {"3.bias": torch.zeros(7)})
 
 
 def test_functional_call_leaves_a_module_alone_whose_parameters_were_replaced() -> None:

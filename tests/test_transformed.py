@@ -21,6 +21,7 @@ from running import (
     QUICK,
     Ended,
     assert_one_sentence,
+    best,
     evaluate,
     finish,
     read_json,
@@ -151,11 +152,20 @@ def test_rates_are_for_all_for_a_tensor_or_for_an_element() -> None:
 def test_patterns_choose_other_transforms() -> None:
     layout = optimizee("digits", pool=2).layout()
     optimizer = transformed("kronecker", layout, patterns={"2.*": "none", "*.bias": "metasgd"})
-    kinds = {name.replace("/", "."): type(one).__name__ for name, one in optimizer.transforms.items()}
+    kinds = {name[1:].replace("/", "."): type(one).__name__ for name, one in optimizer.transforms.items()}
     assert kinds == {"0.weight": "ReshapedTransform", "0.bias": "MetaSGD"}
     grads = torch.randn(2, layout.size, dtype=torch.float64)
     update, _ = optimizer.update(grads, (), grads)
     torch.testing.assert_close(layout.views(update)["2.weight"], -0.05 * layout.views(grads)["2.weight"])
+
+
+def test_a_pattern_for_all_is_for_all_and_names_are_free() -> None:
+    layout = Layout({"keys": (2,), "a": (3, 2), "b": (2,)})
+    optimizer = transformed("metasgd", layout, patterns={"b": "none", "*": "metacurvature"})
+    assert {name: type(one).__name__ for name, one in optimizer.transforms.items()} == {
+        "/keys": "MetaCurvatureTransform",
+        "/a": "MetaCurvatureTransform",
+    }
 
 
 def test_the_start_follows_from_the_seed_alone() -> None:
@@ -180,9 +190,19 @@ def test_what_does_not_fit_is_refused() -> None:
     optimizer.use_kernel("auto")
     with pytest.raises(ConfigError, match=r"4,097 inputs and outputs for theta; expected at most 4,096"):
         parse_optimizer(OPTIMIZER_FILES["module_transform"]).build(Layout({"theta": (4097,)}), torch.Generator())
-    for module in ("torch.nn.Nothing", "nowhere.Linear", "Linear"):
-        with pytest.raises(ConfigError, match=r"optimizer\.module=.* cannot be imported"):
+    for module, words in {
+        "torch.nn.Nothing": r"optimizer\.module is 'torch\.nn\.Nothing', which isn't there",
+        "os.getcwd": r"expected the import path of an nn\.Module",  # what makes no modules is never called
+        "torch.nn.ReLU": r"optimizer\.module=torch\.nn\.ReLU could not be called with \(6, 6\)",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
             parse_optimizer({**OPTIMIZER_FILES["module_transform"], "module": module}).build(layout, torch.Generator())
+    for pattern, words in {
+        "no.*": r"no\.\*, which fits none of the parameters a\.b",
+        "*": "nothing to be learned",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            transformed("metasgd", layout, patterns={pattern: "none"})
 
 
 def test_they_are_trained_and_evaluated_like_any_other(tmp_path: Path) -> None:
@@ -314,10 +334,25 @@ def test_an_online_run_that_diverges_says_so(tmp_path: Path) -> None:
     assert result["score"] is None or math.isinf(result["score"])
 
 
+def test_a_run_that_diverged_is_never_the_best(tmp_path: Path) -> None:
+    # At this rate the first run diverges, and the others don't.
+    arguments = ["optimizee=rosenbrock", "optimizer=hypergradient", "optimizer.lr=0.04", "seed=1", "meta=online"]
+    arguments += ["unroll=online", "unroll.steps=60", "meta.read_every=10", "meta.runs=3", "device=cpu"]
+    ended = train(tmp_path / "run", *arguments)
+    assert ended.code == 0, ended.err
+    lasts = {r["run"]: r["loss"] for r in records(tmp_path / "run", "reading") if r["arm"] == "learning"}
+    assert lasts[0] is None
+    assert best(tmp_path / "run")["progress"]["best_loss"] == min(loss for loss in lasts.values() if loss is not None)
+    assert "1 of 3" in ended.out
+    assert read_json(tmp_path / "run" / "online.json")["arms"]["learning"]["diverged"] == 1
+
+
 def test_online_needs_something_to_learn(tmp_path: Path) -> None:
     ended = train(tmp_path / "run", "optimizee=digits", "optimizer=sgd", "meta=online")
     assert_one_sentence(ended, "optimizer=sgd has nothing to be learned by meta=online", "hypergradient")
     assert_one_sentence(online(tmp_path / "other", "meta.steps=3"), "steps")
+    assert_one_sentence(online(tmp_path / "whole", "unroll.length=12"), "unroll.length=12 is the whole trajectory")
+    assert_one_sentence(train(tmp_path / "init", "optimizer=sgd", "init=mnist"), "init=mnist has nothing to give")
 
 
 def test_what_was_learned_online_is_evaluated_and_a_start_for_others(online_run: Path, tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, or something else than a checkpoint of this program.
     """
-    if str(path) in pretrained() and not path.exists():
+    is_run = path.is_dir() and ((path / "checkpoints").is_dir() or (path / "best.pt").is_file())
+    if str(path) in pretrained() and not (path.is_file() or is_run):
         path = pretrained()[str(path)].path
     if path.is_dir():
         path = path / "checkpoints" / "best.pt" if (path / "checkpoints").is_dir() else path / "best.pt"

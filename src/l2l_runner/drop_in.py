@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from l2l_runner import checkpoint
+from l2l_runner.cards import pretrained
 from l2l_runner.errors import ConfigError
 from l2l_runner.optimizers.base import LearnedOptimizer as Rule
 
@@ -32,23 +33,28 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params: parameters, or groups of them as dictionaries, as in torch.optim.
         optimizer: the name of a pretrained one (`l2l_runner.pretrained()` lists them), a checkpoint or the folder of
             its run, or a learned optimizer itself.
-        lr: factor of the updates; a group may have its own, and a scheduler may change it.
+        lr: factor of the updates; a group may have its own, and a scheduler may change it (those that cycle momentum
+            too need cycle_momentum=False).
         kernel: what computes it: auto, torch, cpp or triton.
 
     Raises:
         CheckpointError: there is no such optimizer.
         ConfigError: it isn't coordinatewise, or the kernel cannot be had.
+        TypeError: it is no such thing.
         ValueError: lr is negative.
     """
 
     def __init__(self, params: ParamsT, optimizer: str | Path | Rule, lr: float = 1.0, kernel: str = "auto"):
-        if lr < 0:
-            raise ValueError(f"lr is {lr}; expected a factor of the updates that is ≥ 0.")
         if isinstance(optimizer, (str, Path)):
             source = Path(optimizer).expanduser()
             self.rule = checkpoint.restore_optimizer(checkpoint.load(source), source)
-        else:
+        elif isinstance(optimizer, Rule):
             self.rule = copy.deepcopy(optimizer).cpu()
+        else:
+            raise TypeError(
+                f"optimizer is {optimizer!r}; expected the name of a pretrained one ({', '.join(pretrained())}), a "
+                "checkpoint, the folder of its run, or a learned optimizer."
+            )
         if not self.rule.coordinatewise:
             raise ConfigError(
                 "This optimizer was trained for problems of one size: give LearnedOptimizer a coordinatewise one, such "
@@ -59,6 +65,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.kernel = kernel
         self._rules: dict[tuple[torch.device, torch.dtype], Rule] = {}
         super().__init__(params, {"lr": lr})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch.optim.
+
+        Raises:
+            ValueError: its lr is negative.
+        """
+        lr = param_group.get("lr", self.defaults["lr"])
+        if not lr >= 0:
+            raise ValueError(f"lr is {lr}; expected a factor of the updates that is ≥ 0.")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -97,7 +114,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         rule = self._rule_for(param.device, dtype)
         row = grad.to(dtype).reshape(1, -1)
         state = self.state[param]
-        values = tuple(state[key] for key in sorted(state)) if state else rule.init(row)
+        values = tuple(value.to(row) for value in _in_order(state)) if state else rule.init(row)
         update, following = rule.update(row, values, row)
         state.update({f"state_{index}": value for index, value in enumerate(following)})
         param.add_((lr * update).reshape(param.shape))
@@ -122,7 +139,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         states = {name: state_dict["state"][name] for name in names if name in state_dict["state"]}
         for param, name in zip(params, names, strict=False):
             expected = [list(value.shape) for value in self.rule.init(torch.empty(1, param.numel(), device="meta"))]
-            found = [list(states[name][key].shape) for key in sorted(states[name])] if name in states else expected
+            found = [list(value.shape) for value in _in_order(states[name])] if name in states else expected
             if found != expected:
                 raise ValueError(
                     f"The state of a parameter of shape {list(param.shape)} has the shapes {found}; this learned "
@@ -142,3 +159,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._rules = {}
+
+
+def _in_order(state: Mapping[str, Tensor]) -> list[Tensor]:
+    return [state[f"state_{index}"] for index in range(len(state))]

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,8 @@ class OnlineTraining:
     def _trajectory(self, bar: tqdm[Any], stop: list[int]) -> None:
         seeds = streams.seeds(self.config.seed, "train", self.progress.run, 1, self.runtime.device)
         problem = self.config.optimizee.sample(seeds, self.runtime)
+        if self._diverged():  # before it was stopped
+            return
         if self.point is None:
             self.point = start(problem, self.optimizer)
             self._read(problem, self.point.loss, bar)
@@ -164,17 +167,22 @@ class OnlineTraining:
             bar.update(point.step - self.progress.step)
             due = point.step // self.meta.read_every > self.progress.step // self.meta.read_every
             self.progress = replace(self.progress, step=point.step)
-            ended = False
             if due or point.step == self.steps:
-                ended = not math.isfinite(self._read(problem, torch.cat(self.pending), bar))
+                self._read(problem, torch.cat(self.pending), bar)
                 self._show()
                 self._save(self.folder.last)
             if stop:
                 self._save(self.folder.last)
                 raise stopped(self._where(), self.folder, stop[0])
-            if ended:
+            if due and self._diverged():
                 log.warning("Run %d, %s, diverged by step %d.", self.progress.run + 1, self.progress.arm, point.step)
                 return
+
+    def _diverged(self) -> bool:
+        """Whether this trajectory's last reading was not finite."""
+        where = self.progress.run, self.progress.arm
+        mine = [reading for reading in self._readings() if (reading.run, reading.arm) == where]
+        return bool(mine) and not math.isfinite(mine[-1].loss)
 
     def _windows(self, problem: Problem, point: Point) -> Iterator[tuple[tuple[Tensor, ...] | None, Tensor, Point]]:
         """Meta-gradient (where one is wanted), losses and end of each window from a point on."""
@@ -194,7 +202,7 @@ class OnlineTraining:
         self.meta_optimizer.found_inf = 1 - torch.isfinite(norm).float()  # type: ignore[attr-defined]
         self.meta_optimizer.step()
 
-    def _read(self, problem: Problem, losses: Tensor, bar: tqdm[Any]) -> float:
+    def _read(self, problem: Problem, losses: Tensor, bar: tqdm[Any]) -> None:
         """Note the mean of the losses since the last reading, and what there is to see now."""
         assert self.point is not None
         self.pending = []
@@ -217,14 +225,14 @@ class OnlineTraining:
         size = self.folder.log({"event": "reading", **asdict(reading)})
         self.progress = replace(self.progress, metrics_bytes=size)
         bar.set_postfix({"loss": f"{loss:.4g}", **{name: f"{value:.4g}" for name, value in reading.metrics.items()}})
-        return loss
 
     def _end_trajectory(self) -> None:
         """Keep the optimizer of the run with the lowest loss, and go on to the next trajectory."""
         last = self._readings()[-1]
         learned = last.arm == "learning"
-        if learned and (self.progress.best_loss is None or last.loss < self.progress.best_loss):
-            self.progress = replace(self.progress, best_loss=last.loss)
+        loss = last.loss if math.isfinite(last.loss) else math.inf
+        if learned and (self.progress.best_loss is None or loss < self.progress.best_loss):
+            self.progress = replace(self.progress, best_loss=loss)
             self._save(self.folder.best)
         run, arm = (self.progress.run, "fixed") if learned else (self.progress.run + 1, "learning")
         self.progress = replace(self.progress, run=run, arm=arm, step=0)
@@ -249,6 +257,7 @@ class OnlineTraining:
             arms[arm] = {
                 "steps": steps,
                 "runs": [len(row) for row in rows],
+                "diverged": len({r.run for r in readings if r.arm == arm and not math.isfinite(r.loss)}),
                 "loss": [mean_ci(torch.tensor([reading.loss for reading in row])) for row in rows],
                 "metrics": {
                     name: [mean_ci(torch.tensor([reading.metrics[name] for reading in row])) for row in rows]
@@ -281,12 +290,13 @@ class OnlineTraining:
 
     def _outcome(self) -> Outcome:
         readings = [reading for reading in self._readings() if reading.arm == "learning"]
-        lasts = [max((r for r in readings if r.run == run), key=lambda r: r.step) for run in range(self.meta.runs)]
-        sums = [sum(r.loss for r in readings if r.run == run) for run in range(self.meta.runs)]
-        final = mean_ci(torch.tensor([reading.loss for reading in lasts]))
+        runs = [[reading for reading in readings if reading.run == run] for run in range(self.meta.runs)]
+        # A reading has the mean loss of the steps since the one before.
+        sums = [sum(b.loss * (b.step - a.step) for a, b in pairwise(run)) for run in runs]
+        final, total = (mean_ci(torch.tensor(values)) for values in ([run[-1].loss for run in runs], sums))
+        mean = (final if self.config.score == "final" else total)["mean"]
         finite = math.isfinite(final["mean"])
-        score = final["mean"] if finite else math.inf
-        return Outcome("completed" if finite else "diverged", score, final, mean_ci(torch.tensor(sums)))
+        return Outcome("completed" if finite else "diverged", mean if finite else math.inf, final, total)
 
 
 def _differences(pairs: list[tuple[Reading, Reading]]) -> dict[str, Any] | None:
@@ -306,13 +316,14 @@ def table(summary: Mapping[str, Any]) -> str:
     """The last readings of both arms, as the table that is printed."""
     arms = {name: arm for name, arm in summary["arms"].items() if arm["steps"]}
     metrics = sorted({metric for arm in arms.values() for metric in arm["metrics"]})
-    rows = [[summary["optimizer"], "runs", "steps", "training loss", *metrics]]
+    rows = [[summary["optimizer"], "runs", "steps", "diverged", "training loss", *metrics]]
     for name, arm in arms.items():
-        row = [name, str(arm["runs"][-1]), str(arm["steps"][-1]), with_ci(arm["loss"][-1])]
+        runs = arm["runs"][0]
+        row = [name, str(runs), str(arm["steps"][-1]), f"{arm['diverged']} of {runs}", with_ci(arm["loss"][-1])]
         rows.append(row + [with_ci(arm["metrics"][metric][-1]) for metric in metrics])
     if summary["paired"]:
         paired = summary["paired"]
-        row = ["learning − fixed", str(paired["runs"]), str(summary["steps"]), with_ci(paired["loss"])]
+        row = ["learning − fixed", str(paired["runs"]), str(summary["steps"]), "", with_ci(paired["loss"])]
         rows.append(row + [with_ci(paired["metrics"][metric]) for metric in metrics])
     head = f"{summary['optimizee']}, mean ± half of the 95 % confidence interval over runs:"
     return "\n".join([head, *align(rows)])

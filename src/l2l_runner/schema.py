@@ -114,7 +114,16 @@ class Online:
     read_every: int = at_least(1)
 
     def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT:
-        """What estimates the meta-gradients: with windows of one step, one-step hypergradients."""
+        """What estimates the meta-gradients: with windows of one step, one-step hypergradients.
+
+        Raises:
+            ConfigError: the only window is the whole trajectory, after which there is nothing to be better at.
+        """
+        if unroll.length >= unroll.steps:
+            raise ConfigError(
+                f"meta=online learns after each window, but unroll.length={unroll.length} is the whole trajectory of "
+                f"unroll.steps={unroll.steps}: use unroll=online or a shorter unroll.length."
+            )
         return TBPTT(length=unroll.length, steps=unroll.steps)
 
 
@@ -153,7 +162,7 @@ class Reweight:
         if not self.proportions or len(set(self.proportions)) < len(self.proportions):
             raise ConfigError(f"meta.proportions is {list(self.proportions)}; expected one or more, all different.")
         for proportion in self.proportions:
-            replace(optimizee, proportion=proportion)
+            replace(optimizee, proportion=proportion).check()
 
 
 METAS: dict[str, type[Meta] | type[Online] | type[Reweight]] = {"tbptt": Meta, "online": Online, "reweight": Reweight}
@@ -315,6 +324,11 @@ def parse_train(node: Mapping[str, Any]) -> TrainConfig:
     parts["meta"] = parse(_named(node.get("meta"), "meta", METAS), node.get("meta"), "meta")
     parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "evaluation.")
     config = parse(TrainConfig, parts)
+    if isinstance(config.optimizer, HandDesigned) and config.init is not None:
+        raise ConfigError(
+            f"init={config.init} has nothing to give to optimizer={node['optimizer']['name']}, which learns nothing: "
+            "use init=null, or a learned optimizer."
+        )
     if isinstance(config.meta, Reweight):
         config.meta.check(config.optimizee, config.optimizer)
     elif isinstance(config.optimizer, HandDesigned) and isinstance(config.meta, Online):

@@ -61,6 +61,7 @@ class CppKernel(Kernel):
     chunk = 1 << 16  # bounds the memory of what the caller makes for a replay; the kernel's own is a block a thread
 
     def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
+        _check(network, grads, *state)
         grads = grads.contiguous()
         state, stride = _with_one_stride(state)
         columns = grads.shape[-1]
@@ -74,6 +75,7 @@ class CppKernel(Kernel):
         return updates, following
 
     def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        _check(network, grads, cotangents, *state)
         state, stride = _with_one_stride(state)
         grads, cotangents = _with_rows(grads), _with_rows(cotangents)
         steps, _, columns = grads.shape
@@ -115,6 +117,17 @@ def _with_one_stride(state: State) -> tuple[State, int]:
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _check(network: Network, *tensors: Tensor) -> None:
+    """Refuse what the library, which sees nothing but pointers, would misread.
+
+    Raises:
+        TypeError: not all tensors are of one type, on the CPU.
+    """
+    kinds = {(tensor.dtype, tensor.device.type) for tensor in (*network.parameters, *tensors)}
+    if len(kinds) > 1 or ("cpu" not in {device for _, device in kinds}):
+        raise TypeError(f"The LSTM kernel was given {kinds}; expected tensors of one type, on the CPU.")
 
 
 def _call(name: str, dtype: torch.dtype, network: Network, *arguments: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from l2l_runner.optim.transforms import ByPattern, Transform, make_transforms
 
@@ -28,6 +30,10 @@ class LearnableOptimizer(nn.Module):
 
     The model's parameters stay leaves, updated in place; a copy or a pickle of the model and this module together works
     on. Nothing but the last gradients is kept between steps: T(g) is computed once more when g' is known.
+    `state_dict()` has the transforms alone; copies and pickles have the last gradients too.
+
+    Whatever computes gradients of the model's parameters counts, `torch.autograd.grad` as well as `backward`: forget
+    the transforms' gradients after it, if it wasn't meant.
 
     Args:
         model: what is optimized. It is no submodule of this module.
@@ -47,17 +53,34 @@ class LearnableOptimizer(nn.Module):
         self.lr = lr
         self.info = {"model": model}  # in a dictionary, so that it is no submodule
         self._last: list[Tensor | None] = [None] * len(made)
+        self._last_lr = lr
+        self._heard: list[Tensor | None] = []
+        self._handles: list[RemovableHandle] = []
         self._listen()
 
     def _listen(self) -> None:
+        """Hear the gradients of the model's parameters, those that were replaced or unfrozen meanwhile too."""
+        present: list[Tensor | None] = [
+            parameter if parameter.requires_grad else None for parameter in self.info["model"].parameters()
+        ]
+        if len(self._heard) == len(present) and all(a is b for a, b in zip(present, self._heard, strict=True)):
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._heard = present
         self._handles = [
             parameter.register_hook(self._hear(index))  # type: ignore[no-untyped-call]
-            for index, parameter in enumerate(self.info["model"].parameters())
-            if parameter.requires_grad
+            for index, parameter in enumerate(present)
+            if parameter is not None
         ]
 
     def _hear(self, index: int) -> Callable[[Tensor], None]:
+        own = weakref.ref(self)  # a hook that held it would keep it alive as long as the model
+
         def hear(grad: Tensor) -> None:
+            self = own()
+            if self is None:
+                return
             parameters = [p for p in self.transforms[index].parameters() if p.requires_grad]
             if not parameters:
                 return
@@ -67,7 +90,7 @@ class LearnableOptimizer(nn.Module):
             if last is not None:
                 with torch.enable_grad():
                     update = self.transforms[index](last)
-                    found = torch.autograd.grad(update, parameters, -self.lr * grad.detach(), allow_unused=True)
+                    found = torch.autograd.grad(update, parameters, -self._last_lr * grad.detach(), allow_unused=True)
             for parameter, part in zip(parameters, found, strict=True):
                 if part is None:
                     part = torch.zeros_like(parameter)
@@ -89,6 +112,8 @@ class LearnableOptimizer(nn.Module):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._listen()
+        self._last_lr = self.lr
         for index, parameter in enumerate(self.info["model"].parameters()):
             self._last[index] = None if parameter.grad is None else parameter.grad.detach().clone()
             if self._last[index] is not None:
@@ -100,7 +125,7 @@ class LearnableOptimizer(nn.Module):
         self.info["model"].zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_handles"}
+        return self.__dict__ | {"_handles": [], "_heard": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

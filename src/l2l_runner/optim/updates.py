@@ -22,12 +22,18 @@ def replace_parameters(module: nn.Module, tensors: Mapping[str, Tensor]) -> None
     Args:
         module: whose parameters are replaced.
         tensors: by the names of `named_parameters()`; parameters that are not named stay.
+
+    Raises:
+        ValueError: a name or a shape is none of the module's.
     """
+    named = dict(module.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in named or named[name].shape != tensor.shape:
+            has = f"{list(named[name].shape)}" if name in named else f"the parameters {', '.join(named)}"
+            raise ValueError(f"{name} {list(tensor.shape)} fits no parameter: the module has {has}.")
     # nn.Parameter by type, and still what was computed: operations on it stay in its graph.
     new = {
-        id(parameter): tensors[name].as_subclass(nn.Parameter)
-        for name, parameter in module.named_parameters()
-        if name in tensors
+        id(parameter): tensors[name].as_subclass(nn.Parameter) for name, parameter in named.items() if name in tensors
     }
     for part in module.modules():
         for name, parameter in part._parameters.items():
@@ -75,6 +81,7 @@ class ParameterUpdate(nn.Module):
         super().__init__()
         pairs = [item if isinstance(item, tuple) else (str(i), item) for i, item in enumerate(parameters)]
         made = make_transforms(pairs, transform)
+        self.count = len(made)
         self.transforms = nn.ModuleDict({str(i): module for i, module in enumerate(made) if module is not None})
 
     def forward(
@@ -96,18 +103,17 @@ class ParameterUpdate(nn.Module):
             retain_graph: as in `torch.autograd.grad`; the value of `create_graph` unless given.
             allow_unused: a parameter that the loss doesn't depend on has the update None, instead of being an error.
             allow_nograd: likewise one that needs no gradient.
+
+        Raises:
+            ValueError: another number of parameters.
         """
         parameters = list(parameters)
+        if len(parameters) != self.count:
+            raise ValueError(f"There are {len(parameters)} parameters; expected {self.count}, as were given at first.")
         wanted = [parameter for parameter in parameters if parameter.requires_grad or not allow_nograd]
-        found = iter(
-            torch.autograd.grad(
-                loss,
-                wanted,
-                create_graph=create_graph,
-                retain_graph=create_graph if retain_graph is None else retain_graph,
-                allow_unused=allow_unused,
-            )
-        )
+        keep = create_graph if retain_graph is None else retain_graph
+        grads = torch.autograd.grad(loss, wanted, None, keep, create_graph, allow_unused=allow_unused) if wanted else ()
+        found = iter(grads)
         updates: list[Tensor | None] = []
         for index, parameter in enumerate(parameters):
             grad = next(found) if parameter.requires_grad or not allow_nograd else None

@@ -56,6 +56,13 @@ class Imbalance(Optimizee):
         """
         if len(set(self.classes)) != 2 or len(self.classes) != 2:
             raise ConfigError(f"optimizee.classes is {list(self.classes)}; expected two different digits.")
+
+    def check(self) -> None:
+        """Refuse a proportion that leaves no image of the rare class.
+
+        Raises:
+            ConfigError: it does.
+        """
         if self.counts[1] == 0:
             raise ConfigError(
                 f"optimizee.images={self.images} with a proportion of {self.proportion:g} leaves no image of the rare "
@@ -76,8 +83,9 @@ class Imbalance(Optimizee):
         """As `Optimizee.sample`.
 
         Raises:
-            ConfigError: the data set has fewer images of a class than are asked for.
+            ConfigError: as `check`, or the data set has fewer images of a class than are asked for.
         """
+        self.check()
         where = (runtime.data_root, runtime.download, runtime.device)
         train, test = (load_images(self.data, split, *where) for split in ("train", "test"))
         return ImbalanceProblem(self, seeds.to(runtime.device), runtime.dtype, train, test)

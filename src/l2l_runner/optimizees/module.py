@@ -8,16 +8,14 @@ seeded from (problem seed, step), so that a problem's dropout doesn't depend on 
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +27,7 @@ from l2l_runner import streams
 from l2l_runner.data import SHAPES, Images, load_images
 from l2l_runner.errors import ConfigError, reason
 from l2l_runner.fields import above, at_least, choice, path
+from l2l_runner.imports import module_maker
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.runtime import Runtime
@@ -92,7 +91,7 @@ class Module(Optimizee):
             ConfigError: `model` doesn't make one.
         """
         target = self.model.get(TARGET)
-        make = _locate(target)
+        make = module_maker(target, f"optimizee.model.{TARGET}")
         with _seeded(seed, torch.device("cpu")):
             try:
                 return make(**{key: value for key, value in self.model.items() if key != TARGET})
@@ -301,35 +300,6 @@ def _places(module: nn.Module) -> dict[str, str]:
         for own in (part.named_parameters, part.named_buffers)
         for place, tensor in own(prefix, recurse=False, remove_duplicate=False)
     }
-
-
-def _locate(target: object) -> Callable[..., nn.Module]:
-    """The class or function at an import path.
-
-    Checkpoints hold import paths too; so only what is known to make modules is ever called.
-    """
-    expected = "expected the import path of an nn.Module, such as torchvision.models.resnet18"
-    if not isinstance(target, str):
-        raise ConfigError(f"optimizee.model.{TARGET} is {target!r}; {expected}.")
-    try:
-        name, *parts = target.split(".")
-        found: Any = import_module(name)
-        for part in parts:
-            name = f"{name}.{part}"
-            # An attribute comes first: torchvision.models.googlenet is a function, and the name of a file too.
-            found = getattr(found, part) if hasattr(found, part) else import_module(name)
-    except Exception as error:  # importing runs somebody else's code
-        raise ConfigError(f"optimizee.model.{TARGET} is {target!r}, which isn't there ({reason(error)}).") from error
-    try:
-        made = found if inspect.isclass(found) else get_type_hints(found).get("return")
-    except (TypeError, NameError):
-        made = None
-    if not (inspect.isclass(made) and issubclass(made, nn.Module)):
-        raise ConfigError(
-            f"optimizee.model.{TARGET} is {target!r}; {expected}, or of a function whose annotation says that it "
-            "returns one."
-        )
-    return cast(Callable[..., nn.Module], found)
 
 
 def _find(file: str, root: Path) -> Path:

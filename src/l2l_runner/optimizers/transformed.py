@@ -5,7 +5,6 @@ The transforms are those of `l2l_runner.optim`, a transform a tensor; they are w
 
 from __future__ import annotations
 
-import importlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from l2l_runner.errors import ConfigError
+from l2l_runner.errors import ConfigError, reason
 from l2l_runner.fields import above, at_least, choice
+from l2l_runner.imports import module_maker
 from l2l_runner.kernels import Kernel, TorchKernel
 from l2l_runner.layout import Layout
 from l2l_runner.optim import (
@@ -108,8 +108,19 @@ class ModuleTransformConfig(TransformedConfig):
     identity: bool
 
     def transform(self) -> Transform:
-        cls = _imported(self.module)
-        return ModuleTransform(lambda n, m: _Residual(cls(n, m)) if self.identity else cls(n, m))
+        make = module_maker(self.module, "optimizer.module")
+
+        def made(n: int, m: int) -> nn.Module:
+            try:
+                module = make(n, m)
+            except Exception as error:  # it is somebody else's code, called as the user asked
+                raise ConfigError(
+                    f"optimizer.module={self.module} could not be called with ({n}, {m}): {reason(error)}; expected a "
+                    "module from so many inputs to so many outputs, as torch.nn.Linear."
+                ) from error
+            return _Residual(module) if self.identity else module
+
+        return ModuleTransform(made)
 
     def build(self, layout: Layout, generator: torch.Generator) -> Transformed:
         for name, shape in layout.shapes.items():
@@ -146,7 +157,7 @@ class Transformed(LearnedOptimizer):
     """u = −lr T(g) for each tensor by itself; there is no state.
 
     Attributes:
-        transforms: by the tensors' names, with / for each dot.
+        transforms: by the tensors' names, with a / before them and for each dot.
     """
 
     coordinatewise = False
@@ -156,11 +167,19 @@ class Transformed(LearnedOptimizer):
         super().__init__()
         self.config, self.layout = config, layout
         patterns = {pattern: PATTERNS[kind] for pattern, kind in (config.patterns or {}).items()}
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in layout.shapes):
+                raise ConfigError(
+                    f"optimizer.patterns has {pattern}, which fits none of the parameters {', '.join(layout.shapes)}."
+                )
         params = [(name, torch.empty(shape)) for name, shape in layout.shapes.items()]
-        made = make_transforms(params, ByPattern({**patterns, "*": config.transform()}))
+        patterns.setdefault("*", config.transform())
+        made = make_transforms(params, ByPattern(patterns))
         self.transforms = nn.ModuleDict(
-            {name.replace(".", "/"): module for (name, _), module in zip(params, made, strict=True) if module}
+            {_key(name): module for (name, _), module in zip(params, made, strict=True) if module}
         )
+        if not list(self.parameters()):
+            raise ConfigError("optimizer.patterns leaves nothing to be learned: give some parameter a transform.")
 
     def check(self, layout: Layout) -> None:
         if layout != self.layout:
@@ -180,9 +199,7 @@ class Transformed(LearnedOptimizer):
         return ()
 
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
-        parts = {
-            name: self._transformed(name.replace(".", "/"), part) for name, part in self.layout.views(grads).items()
-        }
+        parts = {name: self._transformed(_key(name), part) for name, part in self.layout.views(grads).items()}
         return -self.config.lr * self.layout.flatten(parts), ()
 
     def _transformed(self, key: str, grads: Tensor) -> Tensor:
@@ -193,13 +210,18 @@ class Transformed(LearnedOptimizer):
         return transform(grads[0]).unsqueeze(0) if len(grads) == 1 else vmap(transform)(grads)  # type: ignore[no-any-return]
 
     def rates(self) -> dict[str, Tensor]:
-        pairs = ((key.replace("/", "."), transform) for key, transform in self.transforms.items())
+        pairs = ((name, self.transforms[_key(name)]) for name in self.layout.shapes if _key(name) in self.transforms)
         return {name: self.config.lr * one.rate.detach() for name, one in pairs if isinstance(one, MetaSGD)}
 
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():  # without a state, steps are like problems
             updates, _ = self.update(grads.flatten(0, 1), (), grads)
             return torch.autograd.grad(updates, list(self.parameters()), cotangents.flatten(0, 1))
+
+
+def _key(name: str) -> str:
+    """A name as nn.ModuleDict takes it: without dots, and none that the dictionary has a use for itself."""
+    return "/" + name.replace(".", "/")
 
 
 class _Residual(nn.Module):
@@ -216,14 +238,3 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         update: Tensor = x + self.module(x)
         return update
-
-
-def _imported(path: str) -> type[nn.Module]:
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"optimizer.module={path} cannot be imported ({error}): expected the path of a class, as torch.nn.Linear."
-        ) from error
-    return found  # type: ignore[no-any-return]
