@@ -44,9 +44,9 @@ def test_the_wheel_holds_all_code_and_all_configuration(wheel: Path) -> None:
         names = set(archive.namelist())
     conf = {f"l2l_runner/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     source = ROOT / "src" / "l2l_runner"
-    files = [path for suffix in ("py", "cpp") for path in source.rglob(f"*.{suffix}")]
+    files = [path for suffix in ("py", "cpp", "pt", "json") for path in source.rglob(f"*.{suffix}")]
     code = {f"l2l_runner/{path.relative_to(source)}" for path in files} | {"l2l_runner/py.typed"}
-    assert "l2l_runner/kernels/lstm.cpp" in code
+    assert {"l2l_runner/kernels/lstm.cpp", "l2l_runner/weights/mnist.pt", "l2l_runner/weights/cards.json"} <= code
     assert len(conf) > 15
     assert conf <= names
     assert code <= names
