@@ -12,10 +12,12 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from l2l_runner import streams
 from l2l_runner.cards import pretrained
@@ -49,6 +51,26 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise StorageError(
             f"{path} could not be written ({error.strerror}){kept}: make room or permit writing there, then resume."
         ) from error
+
+
+def run_state(
+    composed: Mapping[str, Any], progress: Any, optimizer: nn.Module | None = None, meta_optimizer: Any = None
+) -> dict[str, Any]:
+    """What every run's checkpoint holds; `optimizer` and `meta_optimizer` are None where nothing is meta-learned.
+
+    Args:
+        composed: the configuration.
+        progress: a dataclass of plain values.
+        optimizer: what is meta-learned.
+        meta_optimizer: the torch.optim.Optimizer that learns it.
+    """
+    parameters = {} if optimizer is None else optimizer.state_dict()
+    return {
+        "config": dict(composed),
+        "optimizer": {key: value.detach().cpu() for key, value in parameters.items()},
+        "meta_optimizer": {} if meta_optimizer is None else meta_optimizer.state_dict(),
+        "progress": asdict(progress),
+    }
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:

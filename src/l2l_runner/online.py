@@ -27,7 +27,7 @@ from l2l_runner.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Online, TrainConfig
 from l2l_runner.stopping import stop_requests
-from l2l_runner.trainer import Outcome
+from l2l_runner.trainer import Outcome, meta_update
 from l2l_runner.unroll import Point, start, unroll
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class OnlineTraining:
         self.steps = config.unroll.steps
         self.estimator = config.meta.estimator(config.unroll, config.optimizer)  # type: ignore[arg-type]
         self.progress = Progress()
+        self.readings: list[Reading] = []  # of all trajectories so far
         self.shown = -math.inf  # when the picture was last drawn
         self._begin()
         if folder.last.exists():
@@ -106,18 +107,13 @@ class OnlineTraining:
             self.point = Point(*content["point"]).to(self.runtime.device)
         self.pending = [losses.to(self.runtime.device) for losses in content["pending"]]
         self.folder.truncate(self.progress.metrics_bytes)
+        self.readings = [Reading(**fields) for fields in self.folder.readings()]
         log.info("Resumed %s at %s.", self.folder.path, self._where())
 
     def _save(self, path: Path) -> None:
-        content = {
-            "config": dict(self.composed),
-            "optimizer": {key: value.detach().cpu() for key, value in self.optimizer.state_dict().items()},
-            "meta_optimizer": self.meta_optimizer.state_dict(),
-            "progress": asdict(self.progress),
-            "point": None if self.point is None else tuple(self.point),
-            "pending": self.pending,
-        }
-        checkpoint.save(path, content)
+        state = checkpoint.run_state(self.composed, self.progress, self.optimizer, self.meta_optimizer)
+        point = None if self.point is None else tuple(self.point)
+        checkpoint.save(path, {**state, "point": point, "pending": self.pending})
 
     def _where(self) -> str:
         progress = self.progress
@@ -180,9 +176,11 @@ class OnlineTraining:
 
     def _diverged(self) -> bool:
         """Whether this trajectory's last reading was not finite."""
-        where = self.progress.run, self.progress.arm
-        mine = [reading for reading in self._readings() if (reading.run, reading.arm) == where]
-        return bool(mine) and not math.isfinite(mine[-1].loss)
+        if not self.readings:
+            return False
+        last = self.readings[-1]
+        here = (last.run, last.arm) == (self.progress.run, self.progress.arm)
+        return here and not math.isfinite(last.loss)
 
     def _windows(self, problem: Problem, point: Point) -> Iterator[tuple[tuple[Tensor, ...] | None, Tensor, Point]]:
         """Meta-gradient (where one is wanted), losses and end of each window from a point on."""
@@ -196,11 +194,8 @@ class OnlineTraining:
     def _learn(self, grads: tuple[Tensor, ...]) -> None:
         """A step of Adam; a meta-gradient that isn't finite never reaches the optimizer."""
         norm = torch.nn.utils.get_total_norm(grads)
-        scale = 1.0 if self.meta.clip is None else (self.meta.clip / (norm + 1e-12)).clamp(max=1)
-        for parameter, grad in zip(self.optimizer.parameters(), grads, strict=True):
-            parameter.grad = grad * scale
-        self.meta_optimizer.found_inf = 1 - torch.isfinite(norm).float()  # type: ignore[attr-defined]
-        self.meta_optimizer.step()
+        usable = torch.isfinite(norm).float()
+        meta_update(self.meta_optimizer, self.optimizer, grads, norm, usable, self.meta.clip)
 
     def _read(self, problem: Problem, losses: Tensor, bar: tqdm[Any]) -> None:
         """Note the mean of the losses since the last reading, and what there is to see now."""
@@ -222,13 +217,14 @@ class OnlineTraining:
             metrics={name: value.item() for name, value in metrics.items()},
             rates=rates if self.progress.arm == "learning" else {},
         )
+        self.readings.append(reading)
         size = self.folder.log({"event": "reading", **asdict(reading)})
         self.progress = replace(self.progress, metrics_bytes=size)
         bar.set_postfix({"loss": f"{loss:.4g}", **{name: f"{value:.4g}" for name, value in reading.metrics.items()}})
 
     def _end_trajectory(self) -> None:
         """Keep the optimizer of the run with the lowest loss, and go on to the next trajectory."""
-        last = self._readings()[-1]
+        last = self.readings[-1]
         learned = last.arm == "learning"
         loss = last.loss if math.isfinite(last.loss) else math.inf
         if learned and (self.progress.best_loss is None or loss < self.progress.best_loss):
@@ -239,9 +235,6 @@ class OnlineTraining:
         self._begin()
         self._save(self.folder.last)
 
-    def _readings(self) -> list[Reading]:
-        return [Reading(**fields) for fields in self.folder.readings()]
-
     def summary(self) -> dict[str, Any]:
         """The contract of online.json: for each arm, means and confidence intervals over runs, reading by reading.
 
@@ -249,7 +242,7 @@ class OnlineTraining:
         came there.
         """
         arms: dict[str, Any] = {}
-        readings = self._readings()
+        readings = self.readings
         for arm in ARMS:
             steps = sorted({reading.step for reading in readings if reading.arm == arm})
             rows = [[reading for reading in readings if (reading.arm, reading.step) == (arm, step)] for step in steps]
@@ -289,7 +282,7 @@ class OnlineTraining:
         plotting.online(self.folder.path / "online.png", summary)
 
     def _outcome(self) -> Outcome:
-        readings = [reading for reading in self._readings() if reading.arm == "learning"]
+        readings = [reading for reading in self.readings if reading.arm == "learning"]
         runs = [[reading for reading in readings if reading.run == run] for run in range(self.meta.runs)]
         # A reading has the mean loss of the steps since the one before.
         sums = [sum(b.loss * (b.step - a.step) for a, b in pairwise(run)) for run in runs]

@@ -145,6 +145,7 @@ class Reweighting:
         self.progress = Progress()
         self.point: Point | None = None
         self.pending: list[Tensor] = []  # losses since the last reading
+        self.readings: list[Reading] = []  # of all trajectories so far
         if folder.last.exists():
             self._restore()
         else:
@@ -157,18 +158,13 @@ class Reweighting:
             self.point = Point(*content["point"]).to(self.runtime.device)
         self.pending = [losses.to(self.runtime.device) for losses in content["pending"]]
         self.folder.truncate(self.progress.metrics_bytes)
+        self.readings = [Reading(**fields) for fields in self.folder.readings()]
         log.info("Resumed %s at %s.", self.folder.path, self._where())
 
     def _save(self) -> None:
-        content = {
-            "config": dict(self.composed),
-            "optimizer": {},  # nothing is meta-learned
-            "meta_optimizer": {},
-            "progress": asdict(self.progress),
-            "point": None if self.point is None else tuple(self.point),
-            "pending": self.pending,
-        }
-        checkpoint.save(self.folder.last, content)
+        state = checkpoint.run_state(self.composed, self.progress)
+        point = None if self.point is None else tuple(self.point)
+        checkpoint.save(self.folder.last, {**state, "point": point, "pending": self.pending})
 
     def _where(self) -> str:
         if self.progress.trajectory == len(self.trajectories):
@@ -199,7 +195,7 @@ class Reweighting:
         self._write(summary)
         log.info("%s", table(summary))
         log.info("%s\n%s", self.folder.path / "reweighting.json", self.folder.path / "reweighting.png")
-        ends = [reading for reading in self._readings() if reading.step == self.steps and reading.arm == "reweighted"]
+        ends = [reading for reading in self.readings if reading.step == self.steps and reading.arm == "reweighted"]
         error = mean_ci(torch.tensor([1 - reading.accuracy for reading in ends], dtype=torch.float64))
         status = "completed" if all(math.isfinite(reading.loss) for reading in ends) else "diverged"
         return {"status": status, "score": error["mean"], "final": error}
@@ -237,6 +233,7 @@ class Reweighting:
         with torch.no_grad():
             accuracy = problem.metrics(problem.layout.views(self.point.params))["accuracy"].item()
         reading = Reading(run, proportion, arm, self.point.step, losses.mean().item(), accuracy)
+        self.readings.append(reading)
         size = self.folder.log({"event": "reading", **asdict(reading)})
         self.progress = replace(self.progress, metrics_bytes=size)
         bar.set_postfix(loss=f"{reading.loss:.4g}", accuracy=f"{accuracy:.4f}")
@@ -245,15 +242,12 @@ class Reweighting:
             if not math.isfinite(reading.loss):
                 log.warning("It diverged; a lower optimizer.lr may help.")
 
-    def _readings(self) -> list[Reading]:
-        return [Reading(**fields) for fields in self.folder.readings()]
-
     def summary(self) -> dict[str, Any]:
         """The contract of reweighting.json: for each proportion and arm, accuracies of the trajectories that are done.
 
         `mean` and `ci95` are over the `accuracies` of the runs; `curve` has both for each of `steps`.
         """
-        readings = self._readings()
+        readings = self.readings
         proportions = []
         for proportion in self.meta.proportions:
             arms: dict[str, Any] = {}

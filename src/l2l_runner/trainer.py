@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from l2l_runner import checkpoint, plotting, streams
 from l2l_runner.comparison import compare, tuned_baselines, write_comparison
 from l2l_runner.evaluation import Comparison, Curves, mean_ci, run
 from l2l_runner.folder import RunFolder
-from l2l_runner.optimizers import HandDesigned
+from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
 from l2l_runner.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Meta, TrainConfig
@@ -65,6 +65,32 @@ def learning_rate(meta: Meta, step: int) -> float:
     decay = 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) if meta.schedule == "cosine" else 1.0
     rising = min(1.0, (step + 1) / (meta.warmup * meta.steps)) if meta.warmup * meta.steps >= 1 else 1.0
     return meta.lr * rising * decay
+
+
+def meta_update(
+    meta_optimizer: torch.optim.Optimizer,
+    optimizer: LearnedOptimizer,
+    grads: tuple[Tensor, ...],
+    norm: Tensor,
+    usable: Tensor,
+    clip: float | None,
+) -> None:
+    """A step of the meta-optimizer, a fused one, without waiting for the device.
+
+    Args:
+        meta_optimizer: what takes the step.
+        optimizer: what it learns.
+        grads: the meta-gradient, a tensor for each of the optimizer's parameters.
+        norm: its global norm, a scalar.
+        usable: a scalar: 1, or 0 to leave everything as it is.
+        clip: the largest norm; None for any.
+    """
+    scale = 1.0 if clip is None else (clip / (norm + 1e-12)).clamp(max=1)
+    for parameter, grad in zip(optimizer.parameters(), grads, strict=True):
+        parameter.grad = grad * scale
+    # Where it is 1, a fused optimizer leaves everything as it is.
+    meta_optimizer.found_inf = 1 - usable  # type: ignore[attr-defined]
+    meta_optimizer.step()
 
 
 def run_hand_designed(
@@ -125,13 +151,7 @@ class MetaTraining:
         log.info("Resumed %s at meta-step %d of %d.", self.folder.path, self.progress.step, self.meta.steps)
 
     def _save(self, path: Path) -> None:
-        content = {
-            "config": dict(self.composed),
-            "optimizer": {key: value.detach().cpu() for key, value in self.optimizer.state_dict().items()},
-            "meta_optimizer": self.meta_optimizer.state_dict(),
-            "progress": asdict(self.progress),
-        }
-        checkpoint.save(path, content)
+        checkpoint.save(path, checkpoint.run_state(self.composed, self.progress, self.optimizer, self.meta_optimizer))
 
     def _record(self, **record: Any) -> None:
         self.progress = replace(self.progress, metrics_bytes=self.folder.log(record))
@@ -215,12 +235,7 @@ class MetaTraining:
         for estimate in self.estimator.estimates(self.optimizer, problem):
             norm = torch.nn.utils.get_total_norm(estimate.grads)
             usable = usable * (torch.isfinite(estimate.meta_loss) & torch.isfinite(norm))
-            scale = 1.0 if meta.clip is None else (meta.clip / (norm + 1e-12)).clamp(max=1)
-            for parameter, grad in zip(self.optimizer.parameters(), estimate.grads, strict=True):
-                parameter.grad = grad * scale
-            # Where it is 1, a fused optimizer leaves everything as it is.
-            self.meta_optimizer.found_inf = 1 - usable  # type: ignore[attr-defined]
-            self.meta_optimizer.step()
+            meta_update(self.meta_optimizer, self.optimizer, estimate.grads, norm, usable, meta.clip)
             figures.append(torch.stack([estimate.meta_loss, estimate.losses[-1].mean(), norm, usable.to(norm)]))
         windows = torch.stack(figures).tolist()
         norms = [norm for _, _, norm, used in windows if used]
