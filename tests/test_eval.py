@@ -12,6 +12,7 @@ from running import (
     EVAL,
     QUICK,
     Ended,
+    assert_one_sentence,
     best,
     evaluate,
     finish,
@@ -192,3 +193,33 @@ def test_double_precision_can_be_asked_for(reference: Path, tmp_path: Path) -> N
     assert evaluate(tmp_path / "eval", f"checkpoint={reference}", "device.dtype=float64", *UNTUNED).code == 0
     assert curve(tmp_path / "eval") == pytest.approx(curve(reference), rel=1e-4)
     assert curve(tmp_path / "eval") != curve(reference)
+
+
+def test_others_meet_the_same_problems(reference: Path, quick: Path, tmp_path: Path) -> None:
+    # Commas and equal signs in a path need no quotes.
+    odd = tmp_path / "a=b.pt"
+    shutil.copy(quick / "checkpoints" / "best.pt", odd)
+    ended = evaluate(
+        tmp_path / "both", f"checkpoint={reference}", f"others.twin={reference}", f"others.quick={odd}", *UNTUNED
+    )
+    assert ended.code == 0, ended.err
+    both = read_json(tmp_path / "both" / "comparison.json")["optimizers"]
+    assert list(both) == ["lstm", "twin", "quick", "sgd", "nag", "rms", "adam"]
+    assert both["twin"]["curve"] == both["lstm"]["curve"]
+    assert both["twin"]["paired"]["final"] == {"mean": 0.0, "ci95": 0.0}
+    assert evaluate(tmp_path / "alone", f"checkpoint={odd}", *UNTUNED).code == 0
+    assert both["quick"]["curve"] == curve(tmp_path / "alone")
+    for source in (reference, odd):
+        assert f"{source}, trained on quadratic" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["others.lstm=quadratic"], "the second lstm"),
+        (["others.adam=quadratic"], "the second adam"),
+        (["others.x="], "others.x is empty"),
+    ],
+)
+def test_others_need_names_of_their_own(reference: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    assert_one_sentence(evaluate(tmp_path / "eval", f"checkpoint={reference}", *arguments, *UNTUNED), words)

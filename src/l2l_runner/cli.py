@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 PATHS = ("checkpoint", "init", "data.root", "optimizee.weights", "hydra.run.dir", "hydra.sweep.dir")
 """Keys whose values are paths."""
 
-OPEN = ("optimizee.model.",)
-"""Groups that take any key, because what they describe is somebody else's."""
+OPEN = ("optimizee.model.", "others.")
+"""Groups that take any key: what they describe is somebody else's, or they hold whatever a user names."""
 
 ENVIRONMENT = {"GOMP_SPINCOUNT": "3000"}
 """How long PyTorch's threads spin before they sleep, read when it is first imported: by default so long that a shared
@@ -192,7 +192,7 @@ def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
 
     def mend(argument: str) -> str:
         key, _, value = argument.partition("=")
-        plain = key not in PATHS or not set(odd) & set(value) or value[0] in "'\""
+        plain = not (key in PATHS or key.startswith("others.")) or not set(odd) & set(value) or value[0] in "'\""
         return argument if plain else f"{key}={quoted(value)}"
 
     return [mend(argument) for argument in arguments]

@@ -13,8 +13,8 @@ from l2l_runner.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Compare as a composed configuration describes, in the folder `path`; the result, with its score."""
+def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Compare as a composed configuration describes, in `folder`; the result, with its score."""
     from l2l_runner import checkpoint, schema
     from l2l_runner.comparison import compare, tuned_baselines, write_comparison
     from l2l_runner.evaluation import mean_ci
@@ -22,7 +22,7 @@ def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     from l2l_runner.runtime import machine_settings, runtime_of
     from l2l_runner.stopping import stop_requests
 
-    source = _source(str(composed["checkpoint"]))
+    source = _source("checkpoint", str(composed["checkpoint"]))
     content = checkpoint.load(source)
     trained = content["config"]
     evaluation_keys = ("baselines", "steps", "problems", "tune", "chunk")
@@ -30,24 +30,31 @@ def evaluate(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     node["evaluation"] = {key: composed[key] for key in evaluation_keys if key in composed}
     node.setdefault("optimizee", trained["optimizee"])
     config = schema.parse_eval(node)
-    optimizer = checkpoint.restore_optimizer(content, source)
+    name = str(trained["optimizer"]["name"])
+    learned = {name: checkpoint.restore_optimizer(content, source)}
+    origins = [_origin(source, content)]
+    for other, path in config.others.items():
+        if other in learned or other in config.evaluation.baselines:
+            raise ConfigError(f"others.{other} would be the second {other} of the comparison: give it another name.")
+        source = _source(f"others.{other}", path)
+        content = checkpoint.load(source)
+        learned[other] = checkpoint.restore_optimizer(content, source)
+        origins.append(_origin(source, content))
     runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
-    optimizer.to(runtime.device, runtime.dtype)
-    optimizer.use_kernel(config.kernel)
-    optimizer.check(config.optimizee.layout())
+    for optimizer in learned.values():
+        optimizer.to(runtime.device, runtime.dtype)
+        optimizer.use_kernel(config.kernel)
+        optimizer.check(config.optimizee.layout())
     seed = int(trained["seed"]) if config.seed is None else config.seed
     steps = config.evaluation.steps or int(trained["unroll"]["steps"])
     problems = config.evaluation.problems or config.optimizee.test_problems
-    name = str(trained["optimizer"]["name"])
     with machine_settings(config.device.threads), stop_requests():
-        log.info(
-            "%s, trained on %s for %d meta-steps", source, trained["optimizee"]["name"], content["progress"]["step"]
-        )
+        log.info("\n".join(origins))
         baselines = tuned_baselines(config.evaluation, config.optimizee, seed, steps, config.score, runtime)
         comparison = compare(
-            {name: optimizer}, baselines, config.optimizee, seed, problems, steps, runtime, config.evaluation.chunk
+            learned, baselines, config.optimizee, seed, problems, steps, runtime, config.evaluation.chunk
         )
-    log.info(write_comparison(RunFolder(path), comparison))
+    log.info(write_comparison(RunFolder(folder), comparison))
     curves = comparison.curves[name]
     return {
         "status": "completed",
@@ -64,14 +71,19 @@ def with_trained_optimizee(arguments: list[str]) -> list[str]:
         return arguments
     from l2l_runner import checkpoint  # heavy, and --help has no use for it
 
-    trained = checkpoint.load(_source(unquoted(given["checkpoint"])))["config"]["optimizee"]
+    trained = checkpoint.load(_source("checkpoint", unquoted(given["checkpoint"])))["config"]["optimizee"]
     return with_first([f"+optimizee={_override(trained)}"], arguments)
 
 
-def _source(given: str) -> Path:
+def _source(key: str, given: str) -> Path:
     if not given:
-        raise ConfigError("checkpoint is empty: give a best.pt, or the folder of its run, as checkpoint=PATH.")
+        raise ConfigError(f"{key} is empty: give a best.pt, or the folder of its run, as {key}=PATH.")
     return Path(given).expanduser()
+
+
+def _origin(source: Path, content: Mapping[str, Any]) -> str:
+    name, meta_steps = content["config"]["optimizee"]["name"], content["progress"]["step"]
+    return f"{source}, trained on {name} for {meta_steps} meta-steps"
 
 
 def _override(value: Any) -> str:

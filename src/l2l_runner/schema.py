@@ -264,9 +264,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """All of `eval`: a checkpoint, the optimizee to try it on, and an `Evaluation`."""
+    """All of `eval`: a checkpoint, others by name, the optimizee to try them on, and an `Evaluation`."""
 
     checkpoint: str
+    others: dict[str, str]
     seed: int | None = at_least(0)
     optimizee: Optimizee
     score: str = choice(*SCORES)
