@@ -33,8 +33,12 @@ STYLES: dict[str, Any] = {
 }
 LABELS = {"lstm": "LSTM", "sgd": "SGD", "momentum": "Momentum", "nag": "NAG", "rms": "RMSprop", "adam": "Adam"}
 
+OTHERS = ("#56B4E9", "#000000", "#8C510A", "#5E3C99", "#666666")
+"""Colours of optimizers that have none of their own, such as a second LSTM."""
 
-def _axes(figure: Figure, position: Any, xlabel: str, ylabel: str, title: str) -> Axes:
+
+def new_axes(figure: Figure, position: Any, xlabel: str, ylabel: str, title: str) -> Axes:
+    """A panel of a figure, in the look that all pictures share."""
     axes: Axes = figure.add_subplot(position)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, fontsize=10, loc="left")
@@ -44,25 +48,33 @@ def _axes(figure: Figure, position: Any, xlabel: str, ylabel: str, title: str) -
     return axes
 
 
-def _png(figure: Figure, dpi: int) -> bytes:
+def png(figure: Figure, dpi: int) -> bytes:
+    """A figure as the content of a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _curves(axes: Axes, optimizers: Mapping[str, Any]) -> None:
-    """Mean losses with their confidence bands on a log axis, cut where a diverging one leaves the picture."""
+def draw_curves(axes: Axes, optimizers: Mapping[str, Any], first: int = 0, legend: bool = True) -> None:
+    """Mean losses with their confidence bands on a log axis, cut where a diverging one leaves the picture.
+
+    Args:
+        axes: where.
+        optimizers: of a comparison's summary.
+        first: the first step that is shown.
+        legend: say which line is whose, with learning rates and numbers of diverged problems.
+    """
     starts = []
     for name, entry in reversed(list(optimizers.items())):  # the first is drawn last, on top
-        curve = np.array([np.nan if x is None else x for x in entry["curve"]], dtype=float)
-        band = np.array([np.nan if x is None else x for x in entry["ci95"]], dtype=float)
+        curve = np.array([np.nan if x is None else x for x in entry["curve"]], dtype=float)[first:]
+        band = np.array([np.nan if x is None else x for x in entry["ci95"]], dtype=float)[first:]
         finite = np.isfinite(curve) & (curve > 0)
         starts.append(curve[0])
         label = LABELS.get(name, name) + (f" (lr {entry['lr']:.2g})" if entry["lr"] is not None else "")
         label += f", {entry['diverged']} diverged" if entry["diverged"] else ""
-        style: dict[str, Any] = {"color": COLOURS.get(name, "#000000"), "linestyle": STYLES.get(name, "-")}
-        steps = np.arange(len(curve))
+        style = style_of(name, list(optimizers))
+        steps = np.arange(first, first + len(curve))
         axes.plot(steps[finite], curve[finite], label=label, linewidth=2 if entry["lr"] is None else 1.4, **style)
         low, high = np.maximum(curve - band, curve * 1e-2), curve + band
         shown = finite & np.isfinite(band)
@@ -72,16 +84,26 @@ def _curves(axes: Axes, optimizers: Mapping[str, Any]) -> None:
     if ceiling is not None and axes.get_ylim()[1] > ceiling:
         axes.set_ylim(top=ceiling)
     axes.margins(x=0)
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)
+    if legend:
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)
+
+
+def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Colour and line of an optimizer among others: its own where it has one, else one by its place."""
+    if name in COLOURS:
+        return {"color": COLOURS[name], "linestyle": STYLES[name]}
+    strangers = [other for other in names if other not in COLOURS]
+    place = strangers.index(name)
+    return {"color": OTHERS[place % len(OTHERS)], "linestyle": ("-", "--", ":")[place // len(OTHERS) % 3]}
 
 
 def comparison(path: Path, summary: Mapping[str, Any], note: str = "") -> None:
     """comparison.png: every optimizer's mean loss against the step, with 95 % bands."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     title = f"{summary['optimizee']}: mean of {summary['problems']} held-out problems, 95 % confidence bands{note}"
-    _curves(_axes(figure, 111, "step", "loss", title), summary["optimizers"])
-    write_atomically(path, _png(figure, 150))
+    draw_curves(new_axes(figure, 111, "step", "loss", title), summary["optimizers"])
+    write_atomically(path, png(figure, 150))
 
 
 def learning(
@@ -96,11 +118,11 @@ def learning(
     """One frame of the learning while it learns: the comparison on validation problems, and the meta-loss so far."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     problems = validation["problems"]
-    axes = _axes(
+    axes = new_axes(
         figure, 121, "step", "loss", f"{validation['optimizee']}, {problems} validation problems, meta-step {step}"
     )
-    _curves(axes, validation["optimizers"])
-    axes = _axes(figure, 122, "meta-step", "loss", "meta-learning")
+    draw_curves(axes, validation["optimizers"])
+    axes = new_axes(figure, 122, "meta-step", "loss", "meta-learning")
     x = np.array([k for k, _ in meta_losses], dtype=float)
     y = np.array([np.nan if v is None else v for _, v in meta_losses], dtype=float)
     axes.plot(x, y, color="#bbbbbb", linewidth=0.7, label="meta-loss a step (fresh problems)")
@@ -118,7 +140,7 @@ def learning(
         axes.set_ylim(0.8 * drawn.min(), 1e3 * drawn.min())
     axes.set_xlim(0, max(total, 1))
     axes.legend(fontsize=8, frameon=False)
-    picture = _png(figure, 90)
+    picture = png(figure, 90)
     for path in paths:
         write_atomically(path, picture)
 
@@ -143,8 +165,8 @@ def single_curve(path: Path, name: str, summary: Mapping[str, Any]) -> None:
     """curve.png: one hand-designed optimizer on the validation problems."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     title = f"{summary['optimizee']}: {LABELS.get(name, name)}, mean of {summary['problems']} validation problems"
-    _curves(_axes(figure, 111, "step", "loss", title), summary["optimizers"])
-    write_atomically(path, _png(figure, 150))
+    draw_curves(new_axes(figure, 111, "step", "loss", title), summary["optimizers"])
+    write_atomically(path, png(figure, 150))
 
 
 def online(path: Path, summary: Mapping[str, Any]) -> None:
@@ -158,7 +180,7 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
     styles = {"learning": (COLOURS["lstm"], "-"), "fixed": (COLOURS["sgd"], "--")}
     title = f"{summary['optimizee']}, means over runs, 95 % confidence bands"
     for place, panel in enumerate(panels):
-        axes = _axes(figure, grid[0, place], "step", panel, title if place == 0 else "")
+        axes = new_axes(figure, grid[0, place], "step", panel, title if place == 0 else "")
         if panel == "learned rates":
             _rates(axes, next(arm["steps"] for arm in arms.values() if arm["rates"]), rates)
             continue
@@ -185,7 +207,7 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
             axes.set_ylim(0.8 * drawn.min(), 1.25 * drawn.max())
         elif len(drawn) and np.ptp(drawn) > 0:
             axes.set_ylim(drawn.min() - 0.05 * np.ptp(drawn), drawn.max() + 0.05 * np.ptp(drawn))
-    write_atomically(path, _png(figure, 150))
+    write_atomically(path, png(figure, 150))
 
 
 def _rates(axes: Axes, steps: Sequence[int], rates: Mapping[str, Any]) -> None:
@@ -208,7 +230,7 @@ def reweighting(path: Path, summary: Mapping[str, Any]) -> None:
     problem = summary["settings"]["optimizee"]
     versus = " against ".join(map(str, problem["classes"]))
     title = f"{problem['data']}, {versus}: {summary['steps']} steps, 95 % confidence intervals over runs"
-    axes = _axes(figure, 121, "proportion of the frequent class", "accuracy on balanced test images", title)
+    axes = new_axes(figure, 121, "proportion of the frequent class", "accuracy on balanced test images", title)
     for arm, (colour, style, shift) in styles.items():
         # Proportions crowd towards 1, so they stand as categories, evenly spaced; side by side, intervals can be read.
         done = [(x + shift, entry["arms"][arm]) for x, entry in enumerate(entries) if arm in entry["arms"]]
@@ -229,7 +251,7 @@ def reweighting(path: Path, summary: Mapping[str, Any]) -> None:
     axes.set_ylim(0.45, 1.01)
     figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4)
     hardest = next((entry for entry in reversed(entries) if entry["arms"]), entries[-1])
-    axes = _axes(figure, 122, "step", "", f"at a proportion of {hardest['proportion']:.4g}")
+    axes = new_axes(figure, 122, "step", "", f"at a proportion of {hardest['proportion']:.4g}")
     for arm, value in hardest["arms"].items():
         colour, style, _ = styles[arm]
         mean = np.array([point["mean"] for point in value["curve"]])
@@ -238,14 +260,14 @@ def reweighting(path: Path, summary: Mapping[str, Any]) -> None:
         axes.fill_between(value["steps"], mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
     axes.set_ylim(0.45, 1.01)
     axes.margins(x=0)
-    write_atomically(path, _png(figure, 150))
+    write_atomically(path, png(figure, 150))
 
 
 def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -> None:
     """sweep.png: final loss against the swept values; a line for each value of a second one, if any."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     names = sorted(swept, key=lambda key: not _numeric([job["values"][key] for job in jobs]))
-    axes = _axes(figure, 111, names[0], "final loss", "validation problems, 95 % confidence intervals")
+    axes = new_axes(figure, 111, names[0], "final loss", "validation problems, 95 % confidence intervals")
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for job in jobs:
         lines.setdefault(", ".join(f"{key}={job['values'][key]}" for key in names[1:]), []).append(job)
@@ -286,7 +308,7 @@ def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -
         axes.set_yscale("log")
     if drawn and names[1:]:
         axes.legend(fontsize=8, frameon=False)
-    write_atomically(path, _png(figure, 150))
+    write_atomically(path, png(figure, 150))
 
 
 def _numeric(values: Sequence[str]) -> bool:
