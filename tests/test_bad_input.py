@@ -76,6 +76,7 @@ BAD = [
     (["evaluation.tune.low=1", "evaluation.tune.high=0.1"], ["evaluation.tune.low", "evaluation.tune.high"]),
     (["evaluation.tune.low=10", "evaluation.tune.high=1"], ["evaluation.tune.low", "evaluation.tune.high"]),
     (["meta.warmup=1"], ["meta.warmup", "1", "< 1"]),
+    (["meta.scaling=-1"], ["meta.scaling", "-1", "≥ 0"]),
     (["meta.schedule=linear"], ["meta.schedule", "'linear'", "cosine"]),
     (["score=best"], ["score", "'best'", "final, sum"]),
     (["device.dtype=float16"], ["device.dtype", "'float16'", "float64"]),

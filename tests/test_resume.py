@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from l2l_runner import checkpoint
 from l2l_runner.folder import RunFolder
 from l2l_runner.meta import TBPTT, Estimate
 from running import (
@@ -43,6 +44,10 @@ from running import (
 )
 
 pytestmark = pytest.mark.usefixtures("sketches")
+
+# What checkpoints of the first version haven't got.
+NEW_KEYS = ("scaling",)
+NEW_PROGRESS: tuple[str, ...] = ()
 
 
 def command_to_resume(ended: Ended) -> list[str]:
@@ -251,6 +256,20 @@ def assert_same_parameters(mine: Path, theirs: Path) -> None:
     for read in (best, last):
         for part in ("optimizer", "meta_optimizer"):
             assert same_bits(read(mine)[part], read(theirs)[part])
+
+
+def test_a_run_from_before_some_keys_were_there_goes_on(quick: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(quick, tmp_path / "run"))
+    for path in (run / "checkpoints").iterdir():
+        content = checkpoint.load(path)
+        for key in NEW_KEYS:
+            del content["config"]["meta"][key]
+        for name in NEW_PROGRESS:
+            del content["progress"][name]
+        checkpoint.save(path, {key: value for key, value in content.items() if key != "format"})
+    assert_one_sentence(train(None, f"resume={run}", "meta.scaling=3.0"), "meta.scaling is 3.0 now and was 0.0")
+    assert train(None, f"resume={run}").code == 0
+    assert_same_run(run, quick)
 
 
 def test_a_run_can_be_evaluated_later_by_resuming_it(sketched: Path, quick: Path, tmp_path: Path) -> None:

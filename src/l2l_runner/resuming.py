@@ -16,6 +16,9 @@ FREE_KEYS = (
     *("meta.steps", "meta.patience", "meta.max_skipped", "meta.chunk", "meta.runs"),
 )
 
+# What keys that older runs haven't got stand for in them, where that isn't null.
+SINCE = {"meta.scaling": 0.0}
+
 
 class Stopped(Exception):
     """The run was asked to stop (Ctrl-C or SIGTERM) and has saved its state."""
@@ -54,7 +57,7 @@ def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "
         name = f"{path}{key}"
         if name in FREE_KEYS:
             continue
-        a, b = mine.get(key), theirs.get(key)
+        a, b = mine.get(key), theirs.get(key, SINCE.get(name))
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found = difference(a, b, f"{name}.")
             if found:

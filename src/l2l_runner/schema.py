@@ -37,6 +37,7 @@ class Meta:
         warmup: fraction of `steps` in which the rate rises linearly.
         clip: largest global norm of a meta-gradient; null for none.
         weights: weights of the losses along a trajectory: constant, linear or final.
+        scaling: training problems have each coordinate scaled by e^{U(−scaling, scaling)}; 0 leaves them as they are.
         second_order: keep the derivatives of the optimizee's gradients.
         engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
         coordinates: replay a random sample of so many coordinates a window (unbiased); null for all.
@@ -53,6 +54,7 @@ class Meta:
     warmup: float = between(0, 1)
     clip: float | None = above(0)
     weights: str = choice("constant", "linear", "final")
+    scaling: float = between(0, 80)  # beyond, e^scaling is no float32
     second_order: bool
     engine: str = choice("auto", "replay", "graph")
     coordinates: int | None = at_least(1)

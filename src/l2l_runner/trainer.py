@@ -17,6 +17,7 @@ from l2l_runner import checkpoint, plotting, streams
 from l2l_runner.comparison import compare, tuned_baselines, write_comparison
 from l2l_runner.evaluation import Comparison, Curves, mean_ci, run
 from l2l_runner.folder import RunFolder
+from l2l_runner.optimizees import Scaled
 from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
 from l2l_runner.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
@@ -225,6 +226,8 @@ class MetaTraining:
         config, meta, step = self.config, self.meta, self.progress.step
         seeds = streams.seeds(config.seed, "train", step * config.meta_batch, config.meta_batch, self.runtime.device)
         problem = config.optimizee.sample(seeds, self.runtime)
+        if meta.scaling:
+            problem = Scaled(problem, meta.scaling)
         lr = learning_rate(meta, step)
         for group in self.meta_optimizer.param_groups:
             group["lr"] = lr

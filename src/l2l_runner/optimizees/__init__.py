@@ -8,6 +8,7 @@ from l2l_runner.optimizees.imbalance import Imbalance, ImbalanceProblem
 from l2l_runner.optimizees.module import Module
 from l2l_runner.optimizees.quadratic import Quadratic
 from l2l_runner.optimizees.rosenbrock import Rosenbrock
+from l2l_runner.optimizees.scaled import Scaled
 
 OPTIMIZEES: dict[str, type[Optimizee]] = {
     "quadratic": Quadratic,
@@ -28,4 +29,5 @@ __all__ = [
     "Problem",
     "Quadratic",
     "Rosenbrock",
+    "Scaled",
 ]
