@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from l2l_runner import streams
 from l2l_runner.layout import Layout
 from l2l_runner.optimizees import Optimizee, Problem
-from l2l_runner.optimizers import LSTM, LearnedOptimizer, LSTMConfig, Optimizer
+from l2l_runner.optimizers import LSTM, LearnedOptimizer, LSTMConfig, Optimizer, RNNprop, RNNpropConfig
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 
@@ -77,6 +77,13 @@ def lstm(coordinates: int = 4, seed: int = 0, **changes: Any) -> LSTM:
     node = {**OPTIMIZER_FILES["lstm"], "hidden": 3, "layers": 2, "output_scale": 0.5, **changes}
     config = LSTMConfig(**{key: value for key, value in node.items() if key != "name"})
     return config.build(plain(coordinates), torch.Generator().manual_seed(seed)).double()
+
+
+def rnnprop(seed: int = 0, **changes: Any) -> RNNprop:
+    """A small RNNprop in float64, whose updates are large enough to matter."""
+    node = {**OPTIMIZER_FILES["rnnprop"], "hidden": 3, "layers": 2, "output_scale": 0.5, **changes}
+    config = RNNpropConfig(**{key: value for key, value in node.items() if key != "name"})
+    return config.build(plain(4), torch.Generator().manual_seed(seed)).double()
 
 
 def plain(coordinates: int) -> Layout:

@@ -54,7 +54,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 class Case(NamedTuple):
-    """A network and a window of it; width is the number of coordinates of a column."""
+    """A network and a window of it; width is the number of coordinates of a column, reading what it reads of each."""
 
     hidden: int = 8
     layers: int = 2
@@ -64,6 +64,8 @@ class Case(NamedTuple):
     width: int = 1
     p: float = 10.0
     output_scale: float = 0.1
+    reading: int = 1
+    squash: bool = False
 
 
 class Window(NamedTuple):
@@ -83,7 +85,8 @@ def draw(case: Case, dtype: torch.dtype = F64, seed: int = 0) -> Window:
         return torch.randn(shape, generator=generator)
 
     hidden, bound = case.hidden, case.hidden**-0.5
-    inputs = [case.width * FEATURES[case.preprocessing]] + [hidden] * (case.layers - 1)
+    rows = case.reading * case.width
+    inputs = [rows * FEATURES[case.preprocessing]] + [hidden] * (case.layers - 1)
     network = Network(
         tuple(bound * normal(4 * hidden, size + hidden).to(dtype) for size in inputs),
         tuple(bound * normal(4 * hidden).to(dtype) for _ in inputs),
@@ -92,14 +95,15 @@ def draw(case: Case, dtype: torch.dtype = F64, seed: int = 0) -> Window:
         case.preprocessing,
         case.p,
         case.output_scale,
+        case.squash,
     )
-    window = (case.steps, case.width, case.columns)
+    window = (case.steps, rows, case.columns)
     grads = normal(*window) * 10 ** (12 * torch.rand(window, generator=generator) - 10)
     state = tuple(
         (normal(hidden, case.columns) if index % 2 else normal(hidden, case.columns).tanh()).to(dtype)
         for index in range(2 * case.layers)
     )
-    return Window(network, grads.to(dtype), state, normal(*window).to(dtype))
+    return Window(network, grads.to(dtype), state, normal(case.steps, case.width, case.columns).to(dtype))
 
 
 def double(given: Any) -> Any:
@@ -179,6 +183,11 @@ NETWORKS = [
 WINDOWS = [Case(steps=steps, columns=columns) for steps, columns in itertools.product(STEPS, COLUMNS)]
 SETTINGS = [Case(p=p, output_scale=scale) for p, scale in [(0.01, 0.1), (1.0, 1.0), (80.0, 1e-3), (10.0, 100.0)]]
 MANY_BLOCKS = [Case(hidden=4, steps=3, columns=columns) for columns in (2048, 5000)]  # sums are flushed on the way
+# What reads more than a gradient, what squashes, and both.
+FEATURED = [
+    case._replace(reading=reading, squash=squash)
+    for case, (reading, squash) in zip(NETWORKS, itertools.cycle([(2, True), (1, True), (3, False)]), strict=False)
+]
 CASES = list(dict.fromkeys([*NETWORKS, *WINDOWS, *SETTINGS, *MANY_BLOCKS]))
 
 
@@ -211,6 +220,12 @@ def test_cpp_in_float32_is_near_float64(case: Case) -> None:
     assert {tensor.dtype for tensor in (updates, *states, *replayed)} == {F32}
 
 
+@pytest.mark.parametrize("case", FEATURED, ids=name)
+def test_plain_replay_of_features_is_autograd(case: Case) -> None:
+    window = draw(case)
+    assert distance(replay(TorchKernel(), window), by_autograd(window)) <= 1e-12
+
+
 @pytest.mark.parametrize("case", [case._replace(columns=min(case.columns, 33), width=4) for case in NETWORKS], ids=name)
 def test_plain_replay_of_whole_problems_is_autograd(case: Case) -> None:
     window = draw(case)
@@ -228,6 +243,8 @@ def test_plain_replay_of_whole_problems_is_autograd(case: Case) -> None:
         width=st.just(1),
         p=st.floats(0.01, 80),
         output_scale=st.floats(1e-3, 10),
+        reading=st.just(1),
+        squash=st.just(False),
     ),
     seed=st.integers(0, 1000),
 )

@@ -60,7 +60,7 @@ def test_every_optimizer_runs_on_every_optimizee(tmp_path: Path, optimizee: str,
     run = tmp_path / "run"
     arguments = [f"optimizee={optimizee}", f"optimizer={optimizer}", *SHORT, *FEW, "evaluate=false", *CPU]
     # At their own rates, some diverge.
-    ended = train(run, *arguments, *([] if optimizer == "lstm" else ["optimizer.lr=1e-4"]))
+    ended = train(run, *arguments, *([] if optimizer in ("lstm", "rnnprop") else ["optimizer.lr=1e-4"]))
     if optimizer == "module_transform" and ended.code == 1:  # some tensors are too large for modules of their size
         assert_one_sentence(ended, "optimizer=module_transform", "at most")
         return
@@ -68,7 +68,7 @@ def test_every_optimizer_runs_on_every_optimizee(tmp_path: Path, optimizee: str,
     result = read_json(run / "result.json")
     assert result["status"] == "completed"
     assert result["score"] > 0
-    if optimizer == "lstm":
+    if optimizer in ("lstm", "rnnprop"):
         assert last(run)["progress"]["step"] == 2
 
 

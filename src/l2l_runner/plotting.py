@@ -17,6 +17,7 @@ from l2l_runner.checkpoint import write_atomically
 
 COLOURS = {
     "lstm": "#D55E00",
+    "rnnprop": "#56B4E9",
     "sgd": "#999999",
     "momentum": "#F0E442",
     "nag": "#009E73",
@@ -25,13 +26,22 @@ COLOURS = {
 }
 STYLES: dict[str, Any] = {
     "lstm": "-",
+    "rnnprop": "-",
     "sgd": (0, (1, 1)),
     "momentum": (0, (5, 2)),
     "nag": (0, (5, 2)),
     "rms": (0, (3, 1, 1, 1)),
     "adam": "--",
 }
-LABELS = {"lstm": "LSTM", "sgd": "SGD", "momentum": "Momentum", "nag": "NAG", "rms": "RMSprop", "adam": "Adam"}
+LABELS = {
+    "lstm": "LSTM",
+    "rnnprop": "RNNprop",
+    "sgd": "SGD",
+    "momentum": "Momentum",
+    "nag": "NAG",
+    "rms": "RMSprop",
+    "adam": "Adam",
+}
 
 OTHERS = ("#56B4E9", "#000000", "#8C510A", "#5E3C99", "#666666")
 """Colours of optimizers that have none of their own, such as a second LSTM."""

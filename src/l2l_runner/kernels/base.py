@@ -1,4 +1,4 @@
-"""What a kernel is: the arithmetic of a coordinatewise LSTM optimizer, forward and backward, behind two calls."""
+"""What a kernel is: the arithmetic of an LSTM optimizer, forward and backward, behind two calls."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from l2l_runner.kernels.preprocessing import FEATURES
+
 State = tuple[Tensor, ...]
 
 
 class Network(NamedTuple):
-    """The weights and settings of an LSTM optimizer (optimizers/lstm.py says what it computes).
+    """The weights and settings of an LSTM optimizer (optimizers/lstm.py and rnnprop.py say what it computes).
 
     Attributes:
         weights: of each layer, [4 hidden, inputs + hidden], the gates in the order input, forget, output, candidate.
         biases: of each layer, [4 hidden].
-        readout_weight: [outputs, hidden].
-        readout_bias: [outputs].
-        preprocessing: of the gradients, a key of preprocessing.FEATURES.
+        readout_weight: [width, hidden].
+        readout_bias: [width].
+        preprocessing: of what it reads, a key of preprocessing.FEATURES.
         p: the range of log_sign.
         output_scale: factor of the read-out.
+        squash: take the read-out's tanh before it is scaled.
     """
 
     weights: tuple[Tensor, ...]
@@ -30,10 +33,21 @@ class Network(NamedTuple):
     preprocessing: str
     p: float
     output_scale: float
+    squash: bool = False
 
     @property
     def hidden(self) -> int:
         return self.weights[0].shape[0] // 4
+
+    @property
+    def features(self) -> int:
+        """Inputs of the first layer."""
+        return self.weights[0].shape[1] - self.hidden
+
+    @property
+    def rows(self) -> int:
+        """What it reads a column, before preprocessing."""
+        return self.features // FEATURES[self.preprocessing]
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -45,7 +59,8 @@ class Kernel(ABC):
     """One way to compute an LSTM optimizer.
 
     A column is one run of the network: a coordinate (coordinatewise, then `width` is 1), or a problem with all of its
-    `width` coordinates. The state is (h, c) of each layer in turn, each [hidden, columns]; columns don't interact.
+    `width` coordinates. It reads `rows` numbers a step: the gradients of the column's coordinates, or what an optimizer
+    makes of them. The state is (h, c) of each layer in turn, each [hidden, columns]; columns don't interact.
 
     Attributes:
         name: as the configuration has it.
@@ -59,7 +74,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
-        """The updates [width, columns] for gradients [width, columns], and the next state."""
+        """The updates [width, columns] for gradients [rows, columns], and the next state."""
 
     @abstractmethod
     def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
@@ -67,7 +82,7 @@ class Kernel(ABC):
 
         Args:
             network: its parameters are the φ.
-            grads: [steps, width, columns], held constant.
+            grads: [steps, rows, columns], held constant.
             state: before the first step.
             cotangents: [steps, width, columns].
 

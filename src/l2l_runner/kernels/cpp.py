@@ -44,6 +44,8 @@ def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> s
         return "it is for coordinatewise optimizers"
     if network.preprocessing not in ("none", "log_sign"):
         return f"it has no preprocessing {network.preprocessing}"
+    if network.squash:
+        return "it squashes nothing"
     try:
         load_library(SOURCE)
     except BuildError as error:

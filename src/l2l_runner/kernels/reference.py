@@ -90,6 +90,8 @@ class TorchKernel(Kernel):
         into_c = [torch.zeros_like(cell.c) for cell in record[-1]]
         for cells, cotangent in zip(reversed(record), cotangents.flip(0), strict=True):
             into_out = cotangent * network.output_scale
+            if network.squash:
+                into_out = into_out * (1 - _read_out(network, cells[-1].h).square())
             into_readout.addmm_(into_out, cells[-1].h.T)
             into_readout_bias += into_out.sum(1)
             into_x = network.readout_weight.T @ into_out
@@ -113,8 +115,13 @@ def _step(network: Network, grads: Tensor, state: State) -> tuple[list[Cell], Te
     for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
         cells.append(lstm_cell(weight, bias, x, state[2 * layer], state[2 * layer + 1]))
         x = cells[-1].h
-    out = torch.addmm(network.readout_bias.unsqueeze(1), network.readout_weight, x)
-    return cells, out * network.output_scale
+    return cells, _read_out(network, x) * network.output_scale
+
+
+def _read_out(network: Network, h: Tensor) -> Tensor:
+    """[width, columns], before it is scaled."""
+    out = torch.addmm(network.readout_bias.unsqueeze(1), network.readout_weight, h)
+    return out.tanh() if network.squash else out
 
 
 def _doubled(network: Network) -> Network:

@@ -79,6 +79,8 @@ def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> s
         return f"the tensors are {str(dtype).removeprefix('torch.')}, not float32 or float64"
     if network.readout_weight.shape[0] != 1:
         return "the network is not coordinatewise"
+    if network.squash:
+        return "it squashes nothing"
     if network.hidden > max(SHARED):
         return f"hidden={network.hidden} is more than {max(SHARED)}"
     if device.type == "cuda":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, State
 from l2l_runner.optimizers.hand_designed import NAG, SGD, Adam, HandDesigned, Momentum, RMSprop
 from l2l_runner.optimizers.lstm import LSTM, LSTMConfig
+from l2l_runner.optimizers.rnnprop import RNNprop, RNNpropConfig
 from l2l_runner.optimizers.transformed import (
     HypergradientConfig,
     KroneckerConfig,
@@ -23,6 +24,7 @@ HAND_DESIGNED: dict[str, type[HandDesigned]] = {
 }
 LEARNED: dict[str, type[LearnedConfig]] = {
     "lstm": LSTMConfig,
+    "rnnprop": RNNpropConfig,
     "metasgd": MetaSGDConfig,
     "metacurvature": MetaCurvatureConfig,
     "kronecker": KroneckerConfig,
@@ -39,6 +41,8 @@ __all__ = [
     "LearnedConfig",
     "LearnedOptimizer",
     "Optimizer",
+    "RNNprop",
+    "RNNpropConfig",
     "State",
     "Transformed",
 ]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice
-from l2l_runner.kernels import FEATURES, Kernel, Network, State, TorchKernel, pick_kernel
+from l2l_runner.kernels import FEATURES, State
 from l2l_runner.layout import Layout
-from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedConfig
+from l2l_runner.optimizers.recurrent import Recurrent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,33 +40,24 @@ class LSTMConfig(LearnedConfig):
         return LSTM(self, layout.size, generator)
 
 
-class LSTM(LearnedOptimizer):
-    """θ_{t+1} = θ_t + g_t with (g_t, h_{t+1}) = m(∇f(θ_t), h_t, φ): stacked LSTM layers and a linear read-out.
-
-    The state is (h, c) of each layer in turn, each [hidden, columns], where a column is a coordinate of one of the
-    problems (coordinatewise) or a whole problem.
-
-    Attributes:
-        kernel: what computes it where no graph is wanted; where one is, plain PyTorch does.
-    """
+class LSTM(Recurrent):
+    """θ_{t+1} = θ_t + g_t with (g_t, h_{t+1}) = m(∇f(θ_t), h_t, φ): stacked LSTM layers and a linear read-out."""
 
     def __init__(self, config: LSTMConfig, coordinates: int, generator: torch.Generator):
-        super().__init__()
+        width = 1 if config.coordinatewise else coordinates
+        super().__init__(
+            rows=width,
+            width=width,
+            hidden=config.hidden,
+            layers=config.layers,
+            output_scale=config.output_scale,
+            generator=generator,
+            preprocessing=config.preprocessing,
+            p=config.p,
+        )
         self.config = config
         self.coordinates = coordinates
         self.coordinatewise = config.coordinatewise
-        self.kernel: Kernel = TorchKernel()
-        width = 1 if config.coordinatewise else coordinates
-        inputs = [width * FEATURES[config.preprocessing]] + [config.hidden] * (config.layers - 1)
-        rows = 4 * config.hidden
-        self.weights = nn.ParameterList(torch.empty(rows, size + config.hidden) for size in inputs)
-        self.biases = nn.ParameterList(torch.empty(rows) for _ in inputs)
-        self.readout_weight = nn.Parameter(torch.empty(width, config.hidden))
-        self.readout_bias = nn.Parameter(torch.empty(width))
-        bound = config.hidden**-0.5
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.uniform_(-bound, bound, generator=generator)
 
     def check(self, layout: Layout) -> None:
         self._check(layout.size)
@@ -84,53 +75,9 @@ class LSTM(LearnedOptimizer):
                 "with optimizer.coordinatewise=true."
             )
 
-    def use_kernel(self, name: str) -> None:
-        self.kernel = pick_kernel(name, self._network())
-
-    @property
-    def recordable(self) -> int:  # type: ignore[override]
-        return self.kernel.recordable
-
     def init(self, params: Tensor) -> State:
-        problems, coordinates = params.shape
-        self._check(coordinates)
-        columns = params.numel() if self.config.coordinatewise else problems
-        return tuple(params.new_zeros(self.config.hidden, columns) for _ in range(2 * self.config.layers))
+        self._check(params.shape[1])
+        return super().init(params)
 
-    def select(self, state: State, columns: Tensor | slice) -> State:
-        return tuple(tensor[:, columns] for tensor in state)
-
-    def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
-        kernel = TorchKernel() if torch.is_grad_enabled() else self.kernel
-        updates, following = kernel.step(self._network(), self._columns(grads), state)
-        return self._rows(updates, grads), following
-
-    def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
-        return self.kernel.replay(self._network(), self._columns(grads), state, self._columns(cotangents))
-
-    @torch.no_grad()
-    def record_update(self, grads: Tensor, state: State, record: list[Any]) -> tuple[Tensor, State]:
-        updates, following = self.kernel.record_step(self._network(), self._columns(grads), state, record)
-        return self._rows(updates, grads), following
-
-    def backward(self, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
-        return self.kernel.backward(self._network(), record, self._columns(cotangents))
-
-    def _network(self) -> Network:
-        return Network(
-            tuple(self.weights),
-            tuple(self.biases),
-            self.readout_weight,
-            self.readout_bias,
-            self.config.preprocessing,
-            self.config.p,
-            self.config.output_scale,
-        )
-
-    def _columns(self, rows: Tensor) -> Tensor:
-        """[…, problems, coordinates] as […, width, columns]."""
-        return rows.flatten(-2).unsqueeze(-2) if self.coordinatewise else rows.transpose(-1, -2)
-
-    def _rows(self, updates: Tensor, grads: Tensor) -> Tensor:
-        """[width, columns] as [problems, coordinates]."""
-        return updates.view_as(grads) if self.coordinatewise else updates.T
+    def read(self, grads: Tensor, memory: State) -> tuple[Tensor, State]:
+        return self._columns(grads), ()
