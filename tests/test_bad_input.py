@@ -94,6 +94,12 @@ BAD = [
     # Combinations.
     (["meta.second_order=true", "meta.engine=replay"], ["meta.engine=replay", "meta.second_order=true"]),
     (["meta.weights=final"], ["meta.weights=final", "unroll.length=4", "unroll.steps=10"]),
+    (["meta.curriculum=[4,4]"], ["meta.curriculum is [4, 4]", "unroll.steps=10"]),
+    (["meta.curriculum=[4,2]"], ["meta.curriculum is [4, 2]", "grow"]),
+    (["meta.curriculum=[4,11]"], ["meta.curriculum is [4, 11]", "unroll.steps=10"]),
+    (["meta.curriculum=[0]"], ["meta.curriculum[0]", "0", "≥ 1"]),
+    (["meta.curriculum=5"], ["meta.curriculum", "5", "list"]),
+    (["meta.advance=0"], ["meta.advance", "0", "≥ 1"]),
     (["evaluation.baselines.adam.name=lstm"], ["evaluation.baselines.adam"]),
     (["+optimizer@evaluation.baselines.lstm=lstm"], ["evaluation.baselines.lstm", "learned"]),
     # Hydra's grammar.

@@ -40,7 +40,8 @@ def test_every_experiment_runs(tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     preset = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml"))
     (meta,) = [choice["override /meta"] for choice in preset["defaults"] if "override /meta" in choice] or ["tbptt"]
-    ended = train(run, f"experiment={name}", *(SHORT if meta in ESTIMATORS else ONCE), *FEW, *CRUDE, *CPU)
+    grown = ["meta.curriculum=[2]"] if "curriculum" in preset.get("meta", {}) else []
+    ended = train(run, f"experiment={name}", *(SHORT if meta in ESTIMATORS else ONCE), *grown, *FEW, *CRUDE, *CPU)
     assert ended.code == 0, ended.err
     if meta in ESTIMATORS:
         assert len(records(run, "meta_step")) == 2

@@ -46,8 +46,8 @@ from running import (
 pytestmark = pytest.mark.usefixtures("sketches")
 
 # What checkpoints of the first version haven't got.
-NEW_KEYS = ("scaling",)
-NEW_PROGRESS: tuple[str, ...] = ()
+NEW_KEYS = ("scaling", "curriculum", "advance")
+NEW_PROGRESS = ("stage",)
 
 
 def command_to_resume(ended: Ended) -> list[str]:
@@ -258,15 +258,21 @@ def assert_same_parameters(mine: Path, theirs: Path) -> None:
             assert same_bits(read(mine)[part], read(theirs)[part])
 
 
-def test_a_run_from_before_some_keys_were_there_goes_on(quick: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(quick, tmp_path / "run"))
-    for path in (run / "checkpoints").iterdir():
-        content = checkpoint.load(path)
-        for key in NEW_KEYS:
-            del content["config"]["meta"][key]
-        for name in NEW_PROGRESS:
-            del content["progress"][name]
-        checkpoint.save(path, {key: value for key, value in content.items() if key != "format"})
+def test_a_run_from_before_some_keys_were_there_goes_on(
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        die_when_replacing(patched, "last.pt", 3)
+        with pytest.raises(Death):
+            train(run, *QUICK)
+    path = run / "checkpoints" / "last.pt"
+    content = checkpoint.load(path)
+    for key in NEW_KEYS:
+        del content["config"]["meta"][key]
+    for name in NEW_PROGRESS:
+        del content["progress"][name]
+    checkpoint.save(path, {key: value for key, value in content.items() if key != "format"})
     assert_one_sentence(train(None, f"resume={run}", "meta.scaling=3.0"), "meta.scaling is 3.0 now and was 0.0")
     assert train(None, f"resume={run}").code == 0
     assert_same_run(run, quick)

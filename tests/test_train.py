@@ -65,14 +65,16 @@ def test_the_metrics_are_a_json_object_a_line(reference: Path) -> None:
     steps = records(reference, "meta_step")
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     for record in steps:
-        assert record.keys() == {"event", "step", "meta_loss", "final_loss", "grad_norm", "lr", "skipped"}
+        assert record.keys() == {"event", "step", "horizon", "meta_loss", "final_loss", "grad_norm", "lr", "skipped"}
         assert record["meta_loss"] > 0
         assert record["grad_norm"] > 0
         assert record["skipped"] == 0
+        assert record["horizon"] == 10
     validations = records(reference, "validation")
     assert [record["step"] for record in validations] == [0, 2, 4, 6]
     for record in validations:
         assert record["score"] == record["final"]["mean"]
+        assert record["horizon"] == 10
         assert record["diverged"] == 0
         assert record["best_score"] == min(r["score"] for r in validations if r["step"] <= record["step"])
 

@@ -122,15 +122,23 @@ def learning(
     total: int,
     validation: Mapping[str, Any],
     meta_losses: Sequence[tuple[int, float | None]],
-    scores: Sequence[tuple[int, float | None]],
+    scores: Sequence[tuple[int, float | None, int]],
     score: str,
 ) -> None:
-    """One frame of the learning while it learns: the comparison on validation problems, and the meta-loss so far."""
+    """One frame of the learning while it learns: the comparison on validation problems, and the meta-loss so far.
+
+    Args:
+        paths: the files to write.
+        step: meta-steps done.
+        total: meta-steps to do.
+        validation: a comparison's summary; trained baselines may have longer curves than the learned optimizer.
+        meta_losses: (meta-step, mean loss).
+        scores: (meta-step, score, horizon) of the validations; only those of one horizon are comparable.
+        score: what is scored, final or sum.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    problems = validation["problems"]
-    axes = new_axes(
-        figure, 121, "step", "loss", f"{validation['optimizee']}, {problems} validation problems, meta-step {step}"
-    )
+    title = f"{validation['optimizee']}, {validation['problems']} validation problems × {validation['steps']} steps, "
+    axes = new_axes(figure, 121, "step", "loss", f"{title}meta-step {step}")
     draw_curves(axes, validation["optimizers"])
     axes = new_axes(figure, 122, "meta-step", "loss", "meta-learning")
     x = np.array([k for k, _ in meta_losses], dtype=float)
@@ -139,12 +147,20 @@ def learning(
     if len(y) >= 20:
         width = max(5, len(y) // 25)
         axes.plot(x, _running_median(y, width), color="#555555", linewidth=1.5, label=f"its median of the last {width}")
-    points = [(k, v) for k, v in scores if v is not None]
     name = "sum of losses" if score == "sum" else "final loss"
-    xy = np.array(points, dtype=float).reshape(-1, 2)
-    axes.plot(xy[:, 0], xy[:, 1], "o-", color=COLOURS["lstm"], markersize=3, label=f"validation: {name}")
+    drawn = y
+    for horizon in sorted({horizon for _, _, horizon in scores}):
+        points = [(k, v) for k, v, at in scores if at == horizon and v is not None]
+        xy = np.array(points, dtype=float).reshape(-1, 2)
+        first = min(k for k, _, at in scores if at == horizon)
+        label = None if first else f"validation: {name}"
+        axes.plot(xy[:, 0], xy[:, 1], "o-", color=COLOURS["lstm"], markersize=3, label=label)
+        if first:  # a curriculum has gone on to longer trajectories
+            axes.axvline(first, color="#999999", linewidth=1, linestyle=":")
+            style: dict[str, Any] = {"rotation": 90, "va": "bottom", "fontsize": 8, "color": "#555555"}
+            axes.annotate(f" {horizon} steps", (first, 0.02), xycoords=("data", "axes fraction"), **style)
+        drawn = np.concatenate([drawn, xy[:, 1]])
     axes.set_yscale("log")
-    drawn = np.concatenate([y, xy[:, 1]])
     drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
     if len(drawn) and drawn.max() > 1e3 * drawn.min():  # an untrained optimizer's losses would press the rest flat
         axes.set_ylim(0.8 * drawn.min(), 1e3 * drawn.min())

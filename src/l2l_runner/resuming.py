@@ -13,7 +13,7 @@ from l2l_runner.folder import RunFolder
 # is computed.
 FREE_KEYS = (
     *("resume", "evaluate", "evaluation", "data", "device.name", "device.threads", "kernel"),
-    *("meta.steps", "meta.patience", "meta.max_skipped", "meta.chunk", "meta.runs"),
+    *("meta.steps", "meta.patience", "meta.advance", "meta.max_skipped", "meta.chunk", "meta.runs"),
 )
 
 # What keys that older runs haven't got stand for in them, where that isn't null.

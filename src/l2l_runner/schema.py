@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from l2l_runner.errors import ConfigError
@@ -38,12 +39,15 @@ class Meta:
         clip: largest global norm of a meta-gradient; null for none.
         weights: weights of the losses along a trajectory: constant, linear or final.
         scaling: training problems have each coordinate scaled by e^{U(−scaling, scaling)}; 0 leaves them as they are.
+        curriculum: horizons, in steps, that come before unroll.steps: trajectories in training and validation grow from
+            one to the next; null trains on whole ones from the start.
+        advance: validations at a horizon without a better score after which the next one comes.
         second_order: keep the derivatives of the optimizee's gradients.
         engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
         coordinates: replay a random sample of so many coordinates a window (unbiased); null for all.
         chunk: coordinates replayed at once, which bounds memory; null for as many as suit the kernel.
         max_skipped: stop after so many non-finite meta-gradients in a row.
-        patience: stop after so many validations without a better score; null for never.
+        patience: stop after so many validations without a better score at the last horizon; null for never.
     """
 
     name: str = choice("tbptt")
@@ -55,12 +59,29 @@ class Meta:
     clip: float | None = above(0)
     weights: str = choice("constant", "linear", "final")
     scaling: float = between(0, 80)  # beyond, e^scaling is no float32
+    curriculum: tuple[int, ...] | None = at_least(1)
+    advance: int = at_least(1)
     second_order: bool
     engine: str = choice("auto", "replay", "graph")
     coordinates: int | None = at_least(1)
     chunk: int | None = at_least(1)
     max_skipped: int = at_least(1)
     patience: int | None = at_least(1)
+
+    def horizons(self, unroll: Unroll) -> tuple[int, ...]:
+        """The lengths of trajectories that training goes through, of which the last is unroll.steps.
+
+        Raises:
+            ConfigError: they don't grow.
+        """
+        given = self.curriculum or ()
+        horizons = given if given[-1:] == (unroll.steps,) else (*given, unroll.steps)
+        if any(following <= horizon for horizon, following in pairwise(horizons)):
+            raise ConfigError(
+                f"meta.curriculum is {list(given)}; expected horizons that grow from one to the next, up to "
+                f"unroll.steps={unroll.steps}."
+            )
+        return horizons
 
     def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT:
         """The estimator that these settings name.
@@ -341,6 +362,8 @@ def parse_train(node: Mapping[str, Any]) -> TrainConfig:
         )
     elif isinstance(config.optimizer, LearnedConfig):
         config.meta.estimator(config.unroll, config.optimizer)
+        if isinstance(config.meta, Meta):
+            config.meta.horizons(config.unroll)
     return config
 
 

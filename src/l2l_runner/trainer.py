@@ -17,6 +17,7 @@ from l2l_runner import checkpoint, plotting, streams
 from l2l_runner.comparison import compare, tuned_baselines, write_comparison
 from l2l_runner.evaluation import Comparison, Curves, mean_ci, run
 from l2l_runner.folder import RunFolder
+from l2l_runner.meta import MetaGradient
 from l2l_runner.optimizees import Scaled
 from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
 from l2l_runner.resuming import last_state, stopped
@@ -39,6 +40,8 @@ class Progress:
         skipped: windows skipped because their meta-loss or meta-gradient was not finite, in all.
         skipped_in_row: the same, since the last that was finite.
         metrics_bytes: size of metrics.jsonl.
+        stage: place of the present horizon in the curriculum; scores at different horizons aren't comparable, so the
+            best is the best at this one.
     """
 
     step: int = 0
@@ -48,6 +51,7 @@ class Progress:
     skipped: int = 0
     skipped_in_row: int = 0
     metrics_bytes: int = 0
+    stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,9 @@ class MetaTraining:
         if not folder.last.exists():
             checkpoint.initialise(self.optimizer, config.init)
         assert isinstance(config.meta, Meta)
-        assert not isinstance(config.optimizer, HandDesigned)
         self.meta = config.meta
         self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr, fused=True)
-        self.estimator = config.meta.estimator(config.unroll, config.optimizer)
+        self.horizons = config.meta.horizons(config.unroll)
         self.progress = Progress()
         if folder.last.exists():
             self._restore()
@@ -150,6 +153,16 @@ class MetaTraining:
         self.progress = Progress(**content["progress"])
         self.folder.truncate(self.progress.metrics_bytes)
         log.info("Resumed %s at meta-step %d of %d.", self.folder.path, self.progress.step, self.meta.steps)
+
+    @property
+    def horizon(self) -> int:
+        """Steps of the present trajectories, in training and in validation."""
+        return self.horizons[self.progress.stage]
+
+    @property
+    def estimator(self) -> MetaGradient:
+        assert not isinstance(self.config.optimizer, HandDesigned)
+        return self.meta.estimator(replace(self.config.unroll, steps=self.horizon), self.config.optimizer)
 
     def _save(self, path: Path) -> None:
         checkpoint.save(path, checkpoint.run_state(self.composed, self.progress, self.optimizer, self.meta_optimizer))
@@ -166,15 +179,13 @@ class MetaTraining:
         config, meta = self.config, self.meta
         with stop_requests() as stop:  # from before the first line is logged, which takes the bars' lock
             log.info(
-                "Meta-training %s on %s: %d meta-steps of %d problems × %d steps, windows of %d, engine %s, kernel %s, "
-                "on %s, seed %d; in %s",
+                "Meta-training %s on %s: %d meta-steps of %d problems × %s steps, %s, kernel %s, on %s, seed %d; in %s",
                 self.name,
                 config.optimizee.name,
                 meta.steps,
                 config.meta_batch,
-                config.unroll.steps,
-                config.unroll.length,
-                self.estimator.engine,
+                ", then ".join(map(str, self.horizons)),
+                self.estimator.description,
                 self.optimizer.kernel.name,
                 self.runtime.device,
                 config.seed,
@@ -193,6 +204,9 @@ class MetaTraining:
                 due = progress.step % meta.validate_every == 0 or progress.step >= meta.steps
                 if due and progress.validated != progress.step:
                     self._validate(shown, bar)
+                if self.progress.step < meta.steps and not self._last_stage and self._stalled() >= meta.advance:
+                    self._advance()
+                    continue  # with a validation at the new horizon
                 if stop:
                     self._save(self.folder.last)
                     raise stopped(f"meta-step {self.progress.step} of {meta.steps}", self.folder, stop[0])
@@ -208,19 +222,46 @@ class MetaTraining:
                         self.progress.best_step,
                     )
                     break
-                if meta.patience is not None and self._stalled() >= meta.patience:
+                if meta.patience is not None and self._last_stage and self._stalled() >= meta.patience:
                     step = self.progress.step
                     log.info("Stopped at meta-step %d: no better score in %d validations.", step, meta.patience)
                     break
                 self._meta_step(bar)
             self._save(self.folder.last)
         self._animate()
-        best = checkpoint.load(self.folder.best)
-        checkpoint.load_parameters(self.optimizer, best["optimizer"], self.folder.best)
-        curves = self._on_validation()
+        if not self._last_stage:
+            log.warning(
+                "Ended at a horizon of %d steps, before that of %d was reached: more meta.steps or a smaller "
+                "meta.advance lead there.",
+                self.horizon,
+                self.horizons[-1],
+            )
+        self._load_best()
+        curves = self._on_validation(config.unroll.steps)
         if config.evaluate:
             self._compare(baselines)
         return Outcome(status, curves.score(config.score), mean_ci(curves.finals), mean_ci(curves.sums))
+
+    def _load_best(self) -> Mapping[str, Any]:
+        content = checkpoint.load(self.folder.best)
+        checkpoint.load_parameters(self.optimizer, content["optimizer"], self.folder.best)
+        return content
+
+    def _advance(self) -> None:
+        """Go back to the best at this horizon, and on to the next one, at which the best has yet to be found."""
+        self.meta_optimizer.load_state_dict(self._load_best()["meta_optimizer"])
+        progress, before = self.progress, self.horizon
+        self.progress = replace(
+            progress, stage=progress.stage + 1, validated=-1, best_score=math.inf, best_step=-1, skipped_in_row=0
+        )
+        log.info(
+            "Meta-step %d: no better score in %d validations of %d steps; on to %d from the best, of meta-step %d.",
+            progress.step,
+            self.meta.advance,
+            before,
+            self.horizon,
+            progress.best_step,
+        )
 
     def _meta_step(self, bar: tqdm[Any]) -> None:
         config, meta, step = self.config, self.meta, self.progress.step
@@ -251,11 +292,12 @@ class MetaTraining:
         else:
             self.progress = replace(self.progress, skipped_in_row=0)
         self.progress = replace(self.progress, step=step + 1)
-        mean_loss = meta_loss / config.unroll.steps
+        mean_loss = meta_loss / self.horizon
         norm_mean = sum(norms) / len(norms) if norms else math.nan
         self._record(
             event="meta_step",
             step=step + 1,
+            horizon=self.horizon,
             meta_loss=mean_loss,
             final_loss=final,
             grad_norm=norm_mean,
@@ -267,7 +309,7 @@ class MetaTraining:
 
     def _validate(self, shown: dict[str, Any], bar: tqdm[Any]) -> None:
         config = self.config
-        curves = self._on_validation()
+        curves = self._on_validation(self.horizon)
         score = curves.score(config.score)
         better = score < self.progress.best_score or self.progress.best_step < 0
         self.progress = replace(self.progress, validated=self.progress.step)
@@ -276,6 +318,7 @@ class MetaTraining:
         self._record(
             event="validation",
             step=self.progress.step,
+            horizon=self.horizon,
             score=score,
             sum=mean_ci(curves.sums),
             final=mean_ci(curves.finals),
@@ -289,11 +332,10 @@ class MetaTraining:
         self._save(self.folder.last)
         bar.set_postfix(self._figures(validation=f"{score:.4g}"))
 
-    def _on_validation(self) -> Curves:
+    def _on_validation(self, steps: int) -> Curves:
         config = self.config
         seeds = streams.seeds(config.seed, "validation", 0, config.optimizee.validation_problems)
-        steps, chunk = config.unroll.steps, config.evaluation.chunk
-        return run(self.optimizer, config.optimizee, seeds, steps, self.runtime, chunk)
+        return run(self.optimizer, config.optimizee, seeds, steps, self.runtime, config.evaluation.chunk)
 
     def _baselines(self) -> dict[str, HandDesigned]:
         config = self.config
@@ -325,7 +367,11 @@ class MetaTraining:
             self.meta.steps,
             summary,
             [(r["step"], r["meta_loss"]) for r in records if r["event"] == "meta_step"],
-            [(r["step"], r[self.config.score]["mean"]) for r in records if r["event"] == "validation"],
+            [
+                (r["step"], r[self.config.score]["mean"], r.get("horizon", self.horizon))  # older runs have but one
+                for r in records
+                if r["event"] == "validation"
+            ],
             self.config.score,
         )
 
@@ -341,6 +387,10 @@ class MetaTraining:
         comparison = compare(learned, baselines, config.optimizee, config.seed, problems, steps, self.runtime, chunk)
         log.info(write_comparison(self.folder, comparison))
         log.info("%s\n%s\n%s", self.folder.path / "learning.png", self.folder.path / "learning.gif", self.folder.best)
+
+    @property
+    def _last_stage(self) -> bool:
+        return self.progress.stage == len(self.horizons) - 1
 
     def _stalled(self) -> int:
         return (self.progress.validated - self.progress.best_step) // self.meta.validate_every

@@ -30,6 +30,11 @@ class Estimate:
 class MetaGradient(ABC):
     """Yields the estimates of one meta-step; the caller may update the optimizer after each of them."""
 
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """How it estimates, in the words of a log."""
+
     @abstractmethod
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         """The estimates that one batch of problems gives, in their order."""

@@ -57,6 +57,10 @@ class TBPTT(MetaGradient):
     coordinates: int | None = None
     chunk: int | None = None
 
+    @property
+    def description(self) -> str:
+        return f"windows of {self.length}, engine {self.engine}"
+
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         return (estimate for estimate, _ in self.windows(optimizer, problem, start(problem, optimizer)))
 
