@@ -42,7 +42,7 @@ def yaml_group(name: str) -> dict[str, dict[str, Any]]:
     for path in sorted((CONF / name).glob("*.yaml")):
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         assert isinstance(content, dict)
-        group[path.stem] = {str(key): value for key, value in content.items()}
+        group[path.stem] = {str(key): value for key, value in content.items() if key != "defaults"}
     return group
 
 
@@ -94,6 +94,8 @@ def plain(coordinates: int) -> Layout:
 def any_optimizer(stem: str, layout: Layout, dtype: torch.dtype = torch.float64) -> Optimizer:
     """The optimizer of a YAML file: a hand-designed one at a middling rate, a learned one small and untrained."""
     node = {key: {"lr": 0.01, "hidden": 3}.get(key, value) for key, value in OPTIMIZER_FILES[stem].items()}
+    if stem == "groups":
+        node = groups_node(layout, {**OPTIMIZER_FILES["lstm"], "hidden": 3}, OPTIMIZER_FILES["sgd"])
     large = [name for name, shape in layout.shapes.items() if math.prod(shape) > 4096]
     if stem == "module_transform" and large:
         node["patterns"] = dict.fromkeys(large, "metacurvature")
@@ -102,6 +104,17 @@ def any_optimizer(stem: str, layout: Layout, dtype: torch.dtype = torch.float64)
         return settings
     learned: LearnedOptimizer = settings.build(layout, torch.Generator().manual_seed(0))
     return learned.to(dtype)
+
+
+def groups_node(layout: Layout, *optimizers: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of groups, an optimizer each, to which the layout's tensors are dealt out in turn."""
+    dealt = [list(layout.shapes)[i :: len(optimizers)] for i in range(len(optimizers))]
+    groups = {
+        f"group{i}": {"patterns": names, "optimizer": node}
+        for i, (names, node) in enumerate(zip(dealt, optimizers, strict=True))
+        if names
+    }
+    return {"name": "groups", "groups": groups}
 
 
 class PlainLSTM:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 PATHS = ("checkpoint", "init", "data.root", "optimizee.weights", "hydra.run.dir", "hydra.sweep.dir")
 """Keys whose values are paths."""
 
-OPEN = ("optimizee.model.", "others.")
+OPEN = ("optimizee.model.", "optimizer.groups.", "others.")
 """Groups that take any key: what they describe is somebody else's, or they hold whatever a user names."""
 
 ENVIRONMENT = {"GOMP_SPINCOUNT": "3000"}

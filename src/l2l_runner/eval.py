@@ -41,10 +41,10 @@ def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
         learned[other] = checkpoint.restore_optimizer(content, source)
         origins.append(_origin(source, content))
     runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
+    layout = config.optimizee.layout()
+    learned = {name: optimizer.to(runtime.device, runtime.dtype).fitted(layout) for name, optimizer in learned.items()}
     for optimizer in learned.values():
-        optimizer.to(runtime.device, runtime.dtype)
         optimizer.use_kernel(config.kernel)
-        optimizer.check(config.optimizee.layout())
     seed = int(trained["seed"]) if config.seed is None else config.seed
     steps = config.evaluation.steps or int(trained["unroll"]["steps"])
     problems = config.evaluation.problems or config.optimizee.test_problems

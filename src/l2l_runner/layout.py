@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -10,6 +10,27 @@ import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some of the coordinates, as runs of neighbours, in order."""
+
+    runs: tuple[slice, ...]
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Theirs [..., columns] of a tensor [..., coordinates]; of a single run a view."""
+        parts = [rows[..., run] for run in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def put(self, columns: Tensor, rows: Tensor) -> None:
+        """Write [..., columns] to their places in [..., coordinates]."""
+        sizes = [run.stop - run.start for run in self.runs]
+        for run, part in zip(self.runs, torch.split(columns, sizes, dim=-1), strict=True):
+            rows[..., run] = part
+
+
+ALL = Columns((slice(None),))
 
 
 @dataclass(frozen=True)
@@ -22,6 +43,22 @@ class Layout:
     def size(self) -> int:
         """Number of coordinates of one problem."""
         return sum(prod(shape) for shape in self.shapes.values())
+
+    def only(self, names: Collection[str]) -> Layout:
+        """The layout of some of the tensors."""
+        return Layout({name: shape for name, shape in self.shapes.items() if name in names})
+
+    def columns(self, names: Collection[str]) -> Columns:
+        """Where the coordinates of some of the tensors lie."""
+        runs: list[slice] = []
+        begin = 0
+        for name, shape in self.shapes.items():
+            end = begin + prod(shape)
+            if name in names:
+                adjoining = bool(runs) and runs[-1].stop == begin
+                runs.append(slice(runs.pop().start if adjoining else begin, end))
+            begin = end
+        return Columns(tuple(runs))
 
     def flatten(self, params: Params) -> Tensor:
         """Named tensors [problems, *shape] as one tensor [problems, coordinates]."""

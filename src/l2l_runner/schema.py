@@ -12,7 +12,7 @@ from l2l_runner.fields import above, at_least, between, choice, did_you_mean, pa
 from l2l_runner.kernels import KERNELS
 from l2l_runner.meta import TBPTT
 from l2l_runner.optimizees import OPTIMIZEES, Imbalance, Optimizee
-from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, HandDesigned, LearnedConfig
+from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, Group, GroupsConfig, HandDesigned, LearnedConfig
 
 SCORES = ("final", "sum")
 
@@ -44,7 +44,8 @@ class Meta:
         advance: validations at a horizon without a better score after which the next one comes.
         second_order: keep the derivatives of the optimizee's gradients.
         engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
-        coordinates: replay a random sample of so many coordinates a window (unbiased); null for all.
+        coordinates: replay a random sample of so many coordinates a window (unbiased), of groups so many of each; null
+            for all.
         chunk: coordinates replayed at once, which bounds memory; null for as many as suit the kernel.
         max_skipped: stop after so many non-finite meta-gradients in a row.
         patience: stop after so many validations without a better score at the last horizon; null for never.
@@ -318,7 +319,17 @@ def parse_optimizee(node: Any) -> Optimizee:
 def parse_optimizer(node: Any, path: str = "optimizer") -> Any:
     """A `HandDesigned` optimizer, or the configuration of a learned one."""
     cls = _named(node, path, {**HAND_DESIGNED, **LEARNED})
-    return parse(cls, {key: value for key, value in node.items() if key != "name"}, path)
+    settings = {key: value for key, value in node.items() if key != "name"}
+    if cls is GroupsConfig and isinstance(settings.get("groups"), Mapping):
+        groups = settings["groups"].items()
+        settings["groups"] = {name: _parse_group(group, f"{path}.groups.{name}") for name, group in groups}
+    return parse(cls, settings, path)
+
+
+def _parse_group(node: Any, path: str) -> Group | None:
+    if isinstance(node, Mapping) and "optimizer" in node:
+        node = {**node, "optimizer": parse_optimizer(node["optimizer"], f"{path}.optimizer")}
+    return None if node is None else parse(Group, node, path)
 
 
 def _parse_evaluation(node: Any, path: str) -> Any:

@@ -186,7 +186,7 @@ class MetaTraining:
                 config.meta_batch,
                 ", then ".join(map(str, self.horizons)),
                 self.estimator.description,
-                self.optimizer.kernel.name,
+                ", ".join(dict.fromkeys(part.rule.kernel.name for part in self.optimizer.parts())),
                 self.runtime.device,
                 config.seed,
                 self.folder.path,

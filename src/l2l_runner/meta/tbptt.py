@@ -44,8 +44,9 @@ class TBPTT(MetaGradient):
         weights: constant, linear or final.
         second_order: keep the derivatives of the gradients with respect to the parameters.
         engine: replay or graph.
-        coordinates: replay a random sample of so many coordinates; None replays all. A coordinatewise optimizer's
-            meta-gradient is a sum over coordinates, so a sample estimates it without bias, at a fraction of the cost.
+        coordinates: replay a random sample of so many coordinates of each part of the optimizer; None replays all. A
+            coordinatewise rule's meta-gradient is a sum over coordinates, so a sample estimates it without bias, at a
+            fraction of the cost.
         chunk: coordinates replayed at once, which bounds memory; None leaves it to the optimizer.
     """
 
@@ -80,52 +81,53 @@ class TBPTT(MetaGradient):
         grads = point.grads.new_empty(len(weights) + 1, *point.grads.shape)
         losses = point.loss.new_empty(len(weights), len(point.loss))
         grads[0] = point.grads
-        recording = Recording(optimizer) if self._recordable(optimizer, point.params, len(weights)) else None
+        parts = optimizer.parts()
+        recordable = all(self._recordable(p.rule, p.columns.take(point.params), len(weights)) for p in parts)
+        recording = Recording(optimizer) if recordable else None
         for step, (_, reached) in enumerate(unroll(problem, recording or optimizer, point, len(weights))):
             point, grads[step + 1], losses[step] = reached, reached.grads, reached.loss
         if recording is not None:
             meta_grads = optimizer.backward(recording.record, _to_come(grads[1:], weights))
-        elif not optimizer.coordinatewise:
-            meta_grads = optimizer.replay(grads[:-1], begun, _to_come(grads[1:], weights))
-        elif self._sampled(point.params):
-            meta_grads = self._replay_sample(optimizer, problem, point.step, begun, grads, weights)
         else:
-            meta_grads = self._replay_all(optimizer, begun, grads, weights)
+            meta_grads = ()
+            for rule, columns, state in parts:
+                meta_grads += self._replay_part(rule, problem, point.step, begun[state], columns.take(grads), weights)
         return Estimate(_meta_loss(losses, weights), meta_grads, losses), point
 
-    def _recordable(self, optimizer: LearnedOptimizer, params: Tensor, steps: int) -> bool:
-        """Whether all that a window computes can be kept, so that nothing need be computed again."""
-        columns = params.numel() if optimizer.coordinatewise else len(params)
-        bounded = optimizer.coordinatewise and (self._sampled(params) or columns > (self.chunk or columns))
-        return not bounded and columns * steps <= optimizer.recordable
+    def _recordable(self, rule: LearnedOptimizer, params: Tensor, steps: int) -> bool:
+        """Whether all that a rule computes in a window can be kept, so that nothing need be computed again."""
+        columns = params.numel() if rule.coordinatewise else len(params)
+        bounded = rule.coordinatewise and (self._sampled(params) or columns > (self.chunk or columns))
+        return not bounded and columns * steps <= rule.recordable
 
     def _sampled(self, params: Tensor) -> bool:
         return self.coordinates is not None and self.coordinates < params.numel()
 
-    def _replay_all(
-        self, optimizer: LearnedOptimizer, state: State, grads: Tensor, weights: Tensor
+    def _replay_part(
+        self, rule: LearnedOptimizer, problem: Problem, step: int, state: State, grads: Tensor, weights: Tensor
     ) -> tuple[Tensor, ...]:
+        if not rule.coordinatewise:
+            return rule.replay(grads[:-1], state, _to_come(grads[1:], weights))
+        if self._sampled(grads[0]):
+            return self._replay_sample(rule, problem, step, state, grads, weights)
+        return self._replay_all(rule, state, grads, weights)
+
+    def _replay_all(self, rule: LearnedOptimizer, state: State, grads: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         """Chunk by chunk of coordinates; the sum over chunks is taken in double precision."""
         weights = weights / grads.shape[1]
         columns = grads.flatten(1).unsqueeze(1)
-        size = self.chunk or optimizer.kernel.chunk or columns.shape[-1]
+        size = self.chunk or rule.kernel.chunk or columns.shape[-1]
         parts = []
         for begin in range(0, columns.shape[-1], size):
             chunk = slice(begin, begin + size)
             seen = columns[..., chunk]
-            parts.append(optimizer.replay(seen[:-1], optimizer.select(state, chunk), _to_come(seen[1:], weights)))
+            parts.append(rule.replay(seen[:-1], rule.select(state, chunk), _to_come(seen[1:], weights)))
         if len(parts) == 1:
             return parts[0]
         return tuple(torch.stack(same).sum(0, dtype=torch.float64).to(same[0]) for same in zip(*parts, strict=True))
 
     def _replay_sample(
-        self,
-        optimizer: LearnedOptimizer,
-        problem: Problem,
-        step: int,
-        state: State,
-        grads: Tensor,
-        weights: Tensor,
+        self, rule: LearnedOptimizer, problem: Problem, step: int, state: State, grads: Tensor, weights: Tensor
     ) -> tuple[Tensor, ...]:
         """A sample of coordinates.
 
@@ -143,7 +145,7 @@ class TBPTT(MetaGradient):
         scale = (cumulative[-1] / (self.coordinates * share[columns])).to(to_come.dtype)
         seen = grads[:-1].flatten(1)[:, columns].unsqueeze(1)
         cotangents = (to_come[:, columns] * scale).unsqueeze(1)
-        return optimizer.replay(seen, optimizer.select(state, columns), cotangents)
+        return rule.replay(seen, rule.select(state, columns), cotangents)
 
     def _differentiate(
         self, optimizer: LearnedOptimizer, problem: Problem, point: Point, weights: Tensor

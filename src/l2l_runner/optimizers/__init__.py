@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, State
+from l2l_runner.optimizers.grouped import Group, Grouped, GroupsConfig
 from l2l_runner.optimizers.hand_designed import NAG, SGD, Adam, HandDesigned, Momentum, RMSprop
 from l2l_runner.optimizers.lstm import LSTM, LSTMConfig
 from l2l_runner.optimizers.rnnprop import RNNprop, RNNpropConfig
@@ -30,12 +31,16 @@ LEARNED: dict[str, type[LearnedConfig]] = {
     "kronecker": KroneckerConfig,
     "module_transform": ModuleTransformConfig,
     "hypergradient": HypergradientConfig,
+    "groups": GroupsConfig,
 }
 
 __all__ = [
     "HAND_DESIGNED",
     "LEARNED",
     "LSTM",
+    "Group",
+    "Grouped",
+    "GroupsConfig",
     "HandDesigned",
     "LSTMConfig",
     "LearnedConfig",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from l2l_runner.kernels import Kernel
 from l2l_runner.kernels import State as State
-from l2l_runner.layout import Layout
+from l2l_runner.layout import ALL, Columns, Layout
 
 
 class Optimizer(ABC):
@@ -46,12 +47,26 @@ class LearnedConfig(ABC):
         """
 
 
+class Part(NamedTuple):
+    """A learned rule, and what of a problem is its.
+
+    Attributes:
+        rule: made of no other rules.
+        columns: its coordinates.
+        state: its part of the whole optimizer's state.
+    """
+
+    rule: LearnedOptimizer
+    columns: Columns
+    state: slice
+
+
 class LearnedOptimizer(nn.Module, Optimizer):
     """An update rule whose parameters are meta-learned.
 
     Attributes:
-        kernel: what computes it.
-        coordinatewise: whether coordinates don't interact, so that some of them can be replayed by themselves.
+        kernel: what computes it; where it has several parts, each has its own.
+        coordinatewise: whether coordinates don't interact, so that some of a part's can be replayed by themselves.
         recordable: columns × steps up to which `record_update` can be asked for.
     """
 
@@ -74,6 +89,19 @@ class LearnedOptimizer(nn.Module, Optimizer):
             ConfigError: it doesn't fit.
         """
 
+    def fitted(self, layout: Layout) -> LearnedOptimizer:
+        """The same rule for problems with these parameters.
+
+        Raises:
+            ConfigError: as `check`.
+        """
+        self.check(layout)
+        return self
+
+    def parts(self) -> Sequence[Part]:
+        """What it is made of, in the order of `parameters()`; most rules are one part."""
+        return (Part(self, ALL, slice(None)),)
+
     def select(self, state: State, columns: Tensor | slice) -> State:
         """The state of some coordinates, by their places in [problems × coordinates]; for coordinatewise rules."""
         raise NotImplementedError
@@ -95,7 +123,7 @@ class LearnedOptimizer(nn.Module, Optimizer):
             One tensor for each of `parameters()`, in their order.
         """
 
-    def record_update(self, grads: Tensor, state: State, record: list[Any]) -> tuple[Tensor, State]:
+    def record_update(self, grads: Tensor, state: State, params: Tensor, record: list[Any]) -> tuple[Tensor, State]:
         """`update` without a graph, which appends to the record what `backward` needs; where it is `recordable`."""
         raise NotImplementedError
 
@@ -115,4 +143,4 @@ class Recording(Optimizer):
         return self.optimizer.init(params)
 
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
-        return self.optimizer.record_update(grads, state, self.record)
+        return self.optimizer.record_update(grads, state, params, self.record)

@@ -97,7 +97,7 @@ class Recurrent(LearnedOptimizer):
         return self.kernel.replay(self._network(), seen, carried, self._columns(cotangents))
 
     @torch.no_grad()
-    def record_update(self, grads: Tensor, state: State, record: list[Any]) -> tuple[Tensor, State]:
+    def record_update(self, grads: Tensor, state: State, params: Tensor, record: list[Any]) -> tuple[Tensor, State]:
         seen, carried, memory = self._read(grads.unsqueeze(0), state)
         updates, following = self.kernel.record_step(self._network(), seen[0], carried, record)
         return self._rows(updates, grads), following + memory

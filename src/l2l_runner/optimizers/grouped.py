@@ -1,0 +1,206 @@
+"""Groups of parameters with an optimizer each, as the two LSTMs of Andrychowicz et al. 2016 (arXiv 1606.04474, 3.3).
+
+There one LSTM has the convolutional parameters and another the fully connected ones. Here there can be any number of
+groups, told by the names of the parameters, with learned optimizers and hand-designed ones side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from l2l_runner.errors import ConfigError
+from l2l_runner.layout import Columns, Layout
+from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, Part, Recording, State
+from l2l_runner.optimizers.hand_designed import HandDesigned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """patterns: shell patterns of parameter names. optimizer: what updates the parameters that they fit."""
+
+    patterns: tuple[str, ...]
+    optimizer: HandDesigned | LearnedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupsConfig(LearnedConfig):
+    """Which parameters are whose.
+
+    Attributes:
+        groups: by name; null is no group.
+    """
+
+    groups: dict[str, Group | None]
+
+    def __post_init__(self) -> None:
+        """Refuse what isn't groups, or has nothing to learn.
+
+        Raises:
+            ConfigError: a group has a name that is no word, or groups of its own; no group is learned.
+        """
+        for name, group in self.given.items():
+            if not name.isidentifier():
+                raise ConfigError(f"optimizer.groups has a group {name!r}; expected a name of letters, digits and _.")
+            if isinstance(group.optimizer, GroupsConfig):
+                raise ConfigError(f"optimizer.groups.{name}.optimizer is groups again: put those beside the others.")
+        if not any(isinstance(group.optimizer, LearnedConfig) for group in self.given.values()):
+            found = f"in {', '.join(self.given)}" if self.given else "there is no group"
+            raise ConfigError(
+                f"optimizer.groups has nothing to be learned ({found}): give one of its groups a learned optimizer, "
+                "such as lstm."
+            )
+
+    @property
+    def given(self) -> dict[str, Group]:
+        """The groups that there are."""
+        return {name: group for name, group in self.groups.items() if group is not None}
+
+    @property
+    def coordinatewise(self) -> bool:  # type: ignore[override]
+        """Whether all learned ones are."""
+        rules = [group.optimizer for group in self.given.values()]
+        return all(rule.coordinatewise for rule in rules if isinstance(rule, LearnedConfig))
+
+    def assign(self, layout: Layout) -> dict[str, list[str]]:
+        """The names of each group's parameters, in the layout's order.
+
+        Raises:
+            ConfigError: a parameter is in no group, or in several.
+        """
+        assigned: dict[str, list[str]] = {name: [] for name in self.given}
+        for parameter in layout.shapes:
+            fitting = [name for name, group in self.given.items() if fits(parameter, group.patterns)]
+            if len(fitting) != 1:
+                patterns = "; ".join(f"{name}: {', '.join(group.patterns)}" for name, group in self.given.items())
+                found = f"fits {' and '.join(fitting)}" if fitting else "fits none of them"
+                raise ConfigError(
+                    f"optimizer.groups has the patterns {patterns}; the parameter {parameter} {found}: change "
+                    "optimizer.groups.NAME.patterns so that each parameter fits exactly one group."
+                )
+            assigned[fitting[0]].append(parameter)
+        return assigned
+
+    def build(self, layout: Layout, generator: torch.Generator) -> Grouped:
+        """As `LearnedConfig.build`.
+
+        Raises:
+            ConfigError: as `assign`; or a group or a pattern fits no parameter.
+        """
+        for name, group in self.given.items():
+            odd = [pattern for pattern in group.patterns if not any(fits(n, (pattern,)) for n in layout.shapes)]
+            if odd or not group.patterns:
+                found = f"has {odd[0]}, which fits" if odd else "is empty, and fits"
+                raise ConfigError(
+                    f"optimizer.groups.{name}.patterns {found} none of the parameters {', '.join(layout.shapes)}; "
+                    f"optimizer.groups.{name}=null does without the group."
+                )
+        rules: dict[str, Optimizer] = {}
+        for name, own in self.assign(layout).items():
+            rule = self.given[name].optimizer
+            rules[name] = rule.build(layout.only(own), generator) if isinstance(rule, LearnedConfig) else rule
+        return Grouped(self, rules, layout)
+
+
+def fits(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+class _Member(NamedTuple):
+    """A group's rule, hand-designed or learned; otherwise as `Part`."""
+
+    rule: Optimizer
+    columns: Columns
+    state: slice
+
+
+class Grouped(LearnedOptimizer):
+    """Each group's rule updates the group's parameters, as if there were no others.
+
+    Its state is those of the groups, one after another.
+
+    Attributes:
+        rules: the learned rules, by the groups' names with a / before them.
+        layout: of all parameters.
+    """
+
+    def __init__(self, config: GroupsConfig, rules: Mapping[str, Optimizer], layout: Layout):
+        super().__init__()
+        self.config, self.layout, self.coordinatewise = config, layout, config.coordinatewise
+        # nn.ModuleDict has a use of its own for names such as keys and values.
+        self.rules = nn.ModuleDict({f"/{name}": rule for name, rule in rules.items() if isinstance(rule, nn.Module)})
+        self._by_name = dict(rules)
+        self._members: list[_Member] = []
+        begin = 0
+        for name, own in config.assign(layout).items():
+            if own:  # a group may have nothing to do for another optimizee than the one that it was built for
+                columns = layout.columns(own)
+                end = begin + len(rules[name].init(torch.empty(1, layout.only(own).size, device="meta")))
+                self._members.append(_Member(rules[name], columns, slice(begin, end)))
+                begin = end
+
+    def check(self, layout: Layout) -> None:
+        self.fitted(layout)
+
+    def fitted(self, layout: Layout) -> Grouped:
+        """The same rules for these parameters, which must all fit the patterns; a pattern may fit none of them."""
+        rules = dict(self._by_name)
+        for name, own in self.config.assign(layout).items():
+            rule = rules[name]
+            if own and isinstance(rule, LearnedOptimizer):
+                rules[name] = rule.fitted(layout.only(own))
+        return Grouped(self.config, rules, layout)
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(rule, columns, own) for rule, columns, own in self._members if isinstance(rule, LearnedOptimizer)]
+
+    def use_kernel(self, name: str) -> None:
+        for part in self.parts():
+            part.rule.use_kernel(name)
+
+    def rates(self) -> dict[str, Tensor]:
+        return {name: rate for part in self.parts() for name, rate in part.rule.rates().items()}
+
+    def init(self, params: Tensor) -> State:
+        if params.shape[1] != self.layout.size:
+            raise ConfigError(
+                f"This optimizer's groups share out {self.layout.size} coordinates, but the optimizee has "
+                f"{params.shape[1]}: use fitted(layout), which shares out others."
+            )
+        return tuple(tensor for rule, columns, _ in self._members for tensor in rule.init(columns.take(params)))
+
+    def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
+        return self._update([member.rule for member in self._members], grads, state, params)
+
+    def _update(self, rules: Sequence[Optimizer], grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
+        updates = torch.empty_like(grads)
+        following: State = ()
+        for rule, (_, columns, own) in zip(rules, self._members, strict=True):
+            update, reached = rule.update(columns.take(grads), state[own], columns.take(params))
+            columns.put(update, updates)
+            following += reached
+        return updates, following
+
+    def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        into: tuple[Tensor, ...] = ()
+        for rule, columns, own in self.parts():
+            into += rule.replay(columns.take(grads), state[own], columns.take(cotangents))
+        return into
+
+    def record_update(self, grads: Tensor, state: State, params: Tensor, record: list[Any]) -> tuple[Tensor, State]:
+        if not record:
+            rules = [member.rule for member in self._members]
+            record += [Recording(rule) if isinstance(rule, LearnedOptimizer) else rule for rule in rules]
+        return self._update(record, grads, state, params)
+
+    def backward(self, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
+        into: tuple[Tensor, ...] = ()
+        recordings = [recording for recording in record if isinstance(recording, Recording)]
+        for recording, part in zip(recordings, self.parts(), strict=True):
+            into += part.rule.backward(recording.record, part.columns.take(cotangents))
+        return into
