@@ -188,7 +188,7 @@ FEATURED = [
     case._replace(reading=reading, squash=squash)
     for case, (reading, squash) in zip(NETWORKS, itertools.cycle([(2, True), (1, True), (3, False)]), strict=False)
 ]
-CASES = list(dict.fromkeys([*NETWORKS, *WINDOWS, *SETTINGS, *MANY_BLOCKS]))
+CASES = list(dict.fromkeys([*NETWORKS, *WINDOWS, *SETTINGS, *MANY_BLOCKS, *FEATURED]))
 
 
 def name(case: Case) -> str:
@@ -243,8 +243,8 @@ def test_plain_replay_of_whole_problems_is_autograd(case: Case) -> None:
         width=st.just(1),
         p=st.floats(0.01, 80),
         output_scale=st.floats(1e-3, 10),
-        reading=st.just(1),
-        squash=st.just(False),
+        reading=st.integers(1, 4),
+        squash=st.booleans(),
     ),
     seed=st.integers(0, 1000),
 )
@@ -263,7 +263,7 @@ def test_cpp_is_plain_pytorch_for_any_shape(case: Case, seed: int) -> None:
 @pytest.mark.parametrize("preprocessing", FEATURES)
 @DTYPES
 def test_gradients_of_every_size(dtype: torch.dtype, preprocessing: str, size: float) -> None:
-    window = draw(Case(preprocessing=preprocessing), dtype)
+    window = draw(Case(preprocessing=preprocessing, squash=size > 0), dtype)
     window.grads[2:4] = size
     exact = double(window)
     near, nearer = (1e-12, 1e-12) if dtype is F64 else (1e-5, 2e-6)
@@ -274,12 +274,13 @@ def test_gradients_of_every_size(dtype: torch.dtype, preprocessing: str, size: f
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("column", [0, 31, 32, 39])
+@pytest.mark.parametrize("squash", [False, True])
 @pytest.mark.parametrize("preprocessing", FEATURES)
 @DTYPES
 def test_what_is_not_finite_stays_in_its_column(
-    dtype: torch.dtype, preprocessing: str, column: int, value: float
+    dtype: torch.dtype, preprocessing: str, squash: bool, column: int, value: float
 ) -> None:
-    window = draw(Case(preprocessing=preprocessing, columns=40), dtype)
+    window = draw(Case(preprocessing=preprocessing, columns=40, squash=squash), dtype)
     before = steps(CppKernel(), window)
     window.grads[1, 0, column] = value
     updates, states = steps(CppKernel(), window)
@@ -296,11 +297,12 @@ def test_what_is_not_finite_stays_in_its_column(
         torch.testing.assert_close(state.double(), expected, equal_nan=True, **near)
 
 
+@pytest.mark.parametrize("squash", [False, True])
 @pytest.mark.parametrize("where", ["grads", "cotangents", "state"])
 @DTYPES
-def test_a_replay_shows_nan(dtype: torch.dtype, where: str) -> None:
+def test_a_replay_shows_nan(dtype: torch.dtype, where: str, squash: bool) -> None:
     # The meta-gradient is a sum over columns: one NaN has to reach it, or training would go on with nonsense.
-    window = draw(Case(columns=40), dtype)
+    window = draw(Case(columns=40, squash=squash), dtype)
     tensor = window.state[1] if where == "state" else getattr(window, where)
     tensor[(0, 37) if where == "state" else (1, 0, 37)] = NAN
     replayed, expected = replay(CppKernel(), window), replay(TorchKernel(), window)
@@ -348,7 +350,10 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @DTYPES
 def test_layout_does_not_matter(dtype: torch.dtype, layout: str, parts: str, hidden: int, columns: int) -> None:
-    plain, lay = draw(Case(hidden=hidden, columns=columns), dtype), LAYOUTS[layout]
+    plain, lay = (
+        draw(Case(hidden=hidden, columns=columns, reading=hidden), dtype),
+        LAYOUTS[layout],
+    )
     window = plain
     if parts in ("state", "all"):
         window = window._replace(state=tuple(map(lay, window.state)))
@@ -550,6 +555,13 @@ def test_cpp_refuses_what_it_would_misread(part: str) -> None:
     if part != "cotangents":
         with pytest.raises(TypeError, match="expected tensors of one type"):
             CppKernel().step(window.network, window.grads[0], window.state)
+
+
+def test_cpp_refuses_rows_that_its_network_does_not_read() -> None:
+    window = draw(Case(reading=2))
+    for call in (steps, replay):
+        with pytest.raises(ValueError, match="was given 1 rows a column; expected 2"):
+            call(CppKernel(), window._replace(grads=window.grads[:, :1]))
 
 
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

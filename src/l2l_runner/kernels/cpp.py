@@ -24,7 +24,9 @@ class _Network(ctypes.Structure):
     _fields_ = (
         ("hidden", ctypes.c_int64),
         ("layers", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
         ("log_sign", ctypes.c_int64),
+        ("squash", ctypes.c_int64),
         ("p", ctypes.c_double),
         ("output_scale", ctypes.c_double),
         ("weights", ctypes.c_void_p),
@@ -44,8 +46,6 @@ def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> s
         return "it is for coordinatewise optimizers"
     if network.preprocessing not in ("none", "log_sign"):
         return f"it has no preprocessing {network.preprocessing}"
-    if network.squash:
-        return "it squashes nothing"
     try:
         load_library(SOURCE)
     except BuildError as error:
@@ -67,7 +67,7 @@ class CppKernel(Kernel):
         grads = grads.contiguous()
         state, stride = _with_one_stride(state)
         columns = grads.shape[-1]
-        updates = torch.empty_like(grads)
+        updates = grads.new_empty(1, columns)
         following = tuple(tensor.new_empty(network.hidden, columns) for tensor in state)
         _call(
             *("step", grads.dtype, network, columns),
@@ -85,7 +85,7 @@ class CppKernel(Kernel):
         totals = torch.zeros(sum(sizes), dtype=torch.float64)
         _call(
             *("replay", grads.dtype, network, steps, columns),
-            *(grads.data_ptr(), grads.stride(0), _pointers(state), stride),
+            *(grads.data_ptr(), *grads.stride()[:2], _pointers(state), stride),
             *(cotangents.data_ptr(), cotangents.stride(0), totals.data_ptr()),
         )
         parts = torch.split(totals.to(grads.dtype), sizes)
@@ -98,7 +98,10 @@ def _function(name: str, dtype: torch.dtype) -> Any:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = {
         "step": [pointer, integer, pointer, pointer, integer, pointer, pointer, integer, integer],
-        "replay": [pointer, integer, integer, pointer, integer, pointer, integer, pointer, integer, pointer, integer],
+        "replay": [
+            *(pointer, integer, integer, pointer, integer, integer, pointer, integer),
+            *(pointer, integer, pointer, integer),
+        ],
     }[name]
     return function
 
@@ -121,13 +124,16 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def _check(network: Network, *tensors: Tensor) -> None:
+def _check(network: Network, grads: Tensor, *tensors: Tensor) -> None:
     """Refuse what the library, which sees nothing but pointers, would misread.
 
     Raises:
         TypeError: not all tensors are of one type, on the CPU.
+        ValueError: there are more or fewer rows than the network reads.
     """
-    kinds = {(tensor.dtype, tensor.device.type) for tensor in (*network.parameters, *tensors)}
+    if grads.shape[-2] != network.rows:
+        raise ValueError(f"The LSTM kernel was given {grads.shape[-2]} rows a column; expected {network.rows}.")
+    kinds = {(tensor.dtype, tensor.device.type) for tensor in (*network.parameters, grads, *tensors)}
     if len(kinds) > 1 or ("cpu" not in {device for _, device in kinds}):
         raise TypeError(f"The LSTM kernel was given {kinds}; expected tensors of one type, on the CPU.")
 
@@ -137,7 +143,8 @@ def _call(name: str, dtype: torch.dtype, network: Network, *arguments: Any) -> N
     readout = [network.readout_weight.contiguous(), network.readout_bias.contiguous()]
     of_weights, of_biases = _pointers(weights), _pointers(biases)
     struct = _Network(
-        *(network.hidden, len(weights), network.preprocessing == "log_sign", network.p, network.output_scale),
+        *(network.hidden, len(weights), network.rows, network.preprocessing == "log_sign", network.squash),
+        *(network.p, network.output_scale),
         *(ctypes.addressof(of_weights), ctypes.addressof(of_biases), *(tensor.data_ptr() for tensor in readout)),
     )
     if _function(name, dtype)(ctypes.byref(struct), *arguments, torch.get_num_threads()) != 0:

@@ -6,7 +6,8 @@
 // arithmetic is that of whole vectors, and the matrix products keep their sums in registers.
 //
 // kernels/reference.py is the same in plain PyTorch, with the same names. Layouts: weights [4 hidden, inputs + hidden]
-// with the gates in the order input, forget, output, candidate; states [hidden, columns]; gradients [steps, columns].
+// with the gates in the order input, forget, output, candidate; states [hidden, columns]; gradients, or
+// what an optimizer makes of them, [steps, rows, columns]; updates [columns].
 //
 // Vectors are those of GCC and Clang (vector_size), as wide as the CPU that this is compiled for. Not to be compiled
 // with -ffast-math: NaN must stay NaN, for divergence to be seen.
@@ -126,7 +127,8 @@ INLINE Vector<T> sigmoid_of_minus(Vector<T> x) {
 // --- what the caller gives -------------------------------------------------------------------------------------------
 
 struct Network {
-  int64_t hidden, layers, log_sign;  // log_sign: whether gradients are preprocessed
+  int64_t hidden, layers, rows;  // rows: read of a column
+  int64_t log_sign, squash;      // whether what is read is preprocessed, and whether the update is a tanh
   double p, output_scale;
   const void* const* weights;  // of each layer
   const void* const* biases;
@@ -137,7 +139,8 @@ struct Network {
 // The same, typed, and with what is derived from it.
 template <typename T>
 struct Model {
-  int64_t hidden, layers, features;
+  int64_t hidden, layers, rows, features;
+  bool log_sign, squash;
   T p, smallest, largest, output_scale;
   // Of each layer, [4 hidden, inputs + hidden] and [4 hidden]: negated, and the candidate's doubled too, because
   // σ(x) = 1 / (1 + e^−x) and tanh x = 2 σ(2x) − 1.
@@ -149,7 +152,10 @@ struct Model {
   Model(const Network& network, bool backward)
       : hidden(network.hidden),
         layers(network.layers),
-        features(network.log_sign ? 2 : 1),
+        rows(network.rows),
+        features(network.log_sign ? 2 * rows : rows),
+        log_sign(network.log_sign),
+        squash(network.squash),
         p(T(network.p)),
         smallest(T(std::exp(-network.p))),
         largest(T(std::exp(network.p))),
@@ -274,18 +280,17 @@ void product(int64_t rows, const T* weight, const T* bias, const T* above, int64
 
 // --- the forward pass ------------------------------------------------------------------------------------------------
 
+// `count` columns of what is read in a step, as features; see preprocessing.py.
 template <typename T>
-void preprocess(const Model<T>& model, const T* grads, T* features) {
-  for (int v = 0; v < VECTORS; ++v) {
-    const Vector<T> g = at(grads, 0, v);
-    if (model.features == 1) {
-      put(features, 0, v, g);
-      continue;
+void read(const Model<T>& model, T* features, const T* matrix, int64_t stride, int64_t count) {
+  load(features, matrix, stride, model.rows, count);
+  if (!model.log_sign) return;
+  for (int64_t row = 0; row < model.rows; ++row)
+    for (int v = 0; v < VECTORS; ++v) {
+      const Vector<T> g = at(features, row, v), magnitude = g < T(0) ? -g : g;
+      put(features, row, v, logarithm(maximum(magnitude, model.smallest)) / model.p);
+      put(features, model.rows + row, v, maximum(minimum(g * model.largest, T(1)), T(-1)));
     }
-    Vector<T> magnitude = g < T(0) ? -g : g;
-    put(features, 0, v, logarithm(maximum(magnitude, model.smallest)) / model.p);
-    put(features, 1, v, maximum(minimum(g * model.largest, T(1)), T(-1)));
-  }
 }
 
 // One layer's step for a block. Afterwards `gates` [4 hidden] holds all four after their nonlinearities and `tanh_c` the
@@ -315,6 +320,14 @@ void cell(const Model<T>& model, int64_t layer, const T* x, const T* h_before, c
       put(tanh_c, row, v, bounded);
       put(h, row, v, o * bounded);
     }
+}
+
+// The updates of a block before they are scaled, out of the last layer's h.
+template <typename T>
+void read_out(const Model<T>& model, const T* h, T* out) {
+  product<T>(1, model.readout_weight, &model.readout_bias, h, model.hidden, nullptr, 0, out);
+  if (!model.squash) return;
+  for (int v = 0; v < VECTORS; ++v) put(out, 0, v, T(2) * sigmoid_of_minus<T>(T(-2) * at(out, 0, v)) - T(1));
 }
 
 // --- the backward pass -----------------------------------------------------------------------------------------------
@@ -429,17 +442,15 @@ struct Replay {
   T* tanh_c(int64_t t, int64_t layer) { return h(t, layer) + 2 * model.hidden * BLOCK<T>; }
   T* gates(int64_t t, int64_t layer) { return h(t, layer) + 3 * model.hidden * BLOCK<T>; }
 
-  void block(const T* grads, int64_t grads_stride, const T* const* state, int64_t state_stride, const T* into_updates,
-             int64_t into_updates_stride, int64_t count) {
+  void block(const T* grads, int64_t grads_step, int64_t grads_stride, const T* const* state, int64_t state_stride,
+             const T* into_updates, int64_t into_updates_stride, int64_t count) {
     const int64_t hidden = model.hidden, layers = model.layers;
     for (int64_t layer = 0; layer < layers; ++layer) {
       load(h(0, layer), state[2 * layer], state_stride, hidden, count);
       load(c(0, layer), state[2 * layer + 1], state_stride, hidden, count);
     }
     for (int64_t t = 1; t <= steps; ++t) {
-      alignas(BYTES) T g[BLOCK<T>];
-      load(g, grads + (t - 1) * grads_stride, grads_stride, 1, count);
-      preprocess(model, g, features(t));
+      read(model, features(t), grads + (t - 1) * grads_step, grads_stride, count);
       for (int64_t layer = 0; layer < layers; ++layer)
         cell(model, layer, layer == 0 ? features(t) : h(t, layer - 1), h(t - 1, layer), c(t - 1, layer), h(t, layer),
              c(t, layer), gates(t, layer), tanh_c(t, layer));
@@ -454,8 +465,11 @@ struct Replay {
   void backward(int64_t t) {
     const int64_t hidden = model.hidden, rows = 4 * hidden, top = model.layers - 1;
     T* const into_top = into_h.get() + top * hidden * BLOCK<T>;
+    alignas(BYTES) T out[BLOCK<T>];
+    if (model.squash) read_out(model, h(t, top), out);
     for (int v = 0; v < VECTORS; ++v) {
-      const Vector<T> into_out = at(cotangents.get(), t - 1, v) * model.output_scale;
+      Vector<T> into_out = at(cotangents.get(), t - 1, v) * model.output_scale;
+      if (model.squash) into_out *= T(1) - at(out, 0, v) * at(out, 0, v);
       for (int64_t row = 0; row < hidden; ++row) {
         sums.get()[row] += into_out * at(h(t, top), row, v);
         put(into_top, row, v, at(into_top, row, v) + model.readout_weight[row] * into_out);
@@ -524,9 +538,7 @@ int step(const Network& network, int64_t columns, const T* grads, const T* const
       T* const tanh_c = gates + 4 * hidden * BLOCK<T>;
       for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block) {
         const int64_t begin = block * BLOCK<T>, count = std::min<int64_t>(BLOCK<T>, columns - begin);
-        alignas(BYTES) T row[BLOCK<T>];
-        load(row, grads + begin, columns, 1, count);
-        preprocess(model, row, features);
+        read(model, features, grads + begin, columns, count);
         for (int64_t layer = 0; layer < model.layers; ++layer) {
           load(h_before, state[2 * layer] + begin, state_stride, hidden, count);
           load(c_before, state[2 * layer + 1] + begin, state_stride, hidden, count);
@@ -536,12 +548,10 @@ int step(const Network& network, int64_t columns, const T* grads, const T* const
           store(following[2 * layer + 1] + begin, following_stride, c, hidden, count);
           std::swap(h, below);
         }
-        for (int v = 0; v < VECTORS; ++v) {
-          Vector<T> out = broadcast(model.readout_bias);
-          for (int64_t unit = 0; unit < hidden; ++unit) out += model.readout_weight[unit] * at(below, unit, v);
-          put(row, 0, v, out * model.output_scale);
-        }
-        store(updates + begin, columns, row, 1, count);
+        alignas(BYTES) T update[BLOCK<T>];
+        read_out(model, below, update);
+        for (int v = 0; v < VECTORS; ++v) put(update, 0, v, at(update, 0, v) * model.output_scale);
+        store(updates + begin, columns, update, 1, count);
       }
     }
     return 0;
@@ -551,9 +561,9 @@ int step(const Network& network, int64_t columns, const T* grads, const T* const
 }
 
 template <typename T>
-int replay(const Network& network, int64_t steps, int64_t columns, const T* grads, int64_t grads_stride,
-           const T* const* state, int64_t state_stride, const T* into_updates, int64_t into_updates_stride,
-           double* totals, int64_t threads) {
+int replay(const Network& network, int64_t steps, int64_t columns, const T* grads, int64_t grads_step,
+           int64_t grads_stride, const T* const* state, int64_t state_stride, const T* into_updates,
+           int64_t into_updates_stride, double* totals, int64_t threads) {
   try {
     const Model<T> model(network, true);
     const int64_t blocks = (columns + BLOCK<T> - 1) / BLOCK<T>;
@@ -569,7 +579,7 @@ int replay(const Network& network, int64_t steps, int64_t columns, const T* grad
            ++block, ++done) {
         const int64_t begin = block * BLOCK<T>, count = std::min<int64_t>(BLOCK<T>, columns - begin);
         for (int64_t index = 0; index < 2 * model.layers; ++index) columns_of[index] = state[index] + begin;
-        worker.block(grads + begin, grads_stride, columns_of.data(), state_stride, into_updates + begin,
+        worker.block(grads + begin, grads_step, grads_stride, columns_of.data(), state_stride, into_updates + begin,
                      into_updates_stride, count);
         if (done % FLUSH_EVERY == 0) worker.flush();
       }
@@ -585,7 +595,8 @@ int replay(const Network& network, int64_t steps, int64_t columns, const T* grad
 
 }  // namespace
 
-// Each returns 0, or 1 where memory doesn't suffice. Strides are those of rows, in elements; `totals` is added to.
+// Each returns 0, or 1 where memory doesn't suffice. Strides are those of rows, in elements, and `grads_step` is that of
+// steps; `totals` is added to.
 #define ENTRY_POINTS(T, SUFFIX)                                                                                       \
   extern "C" int l2l_step_##SUFFIX(const Network* network, int64_t columns, const T* grads, const T* const* state,    \
                                    int64_t state_stride, T* updates, T* const* following, int64_t following_stride,   \
@@ -593,10 +604,10 @@ int replay(const Network& network, int64_t steps, int64_t columns, const T* grad
     return step<T>(*network, columns, grads, state, state_stride, updates, following, following_stride, threads);     \
   }                                                                                                                   \
   extern "C" int l2l_replay_##SUFFIX(const Network* network, int64_t steps, int64_t columns, const T* grads,          \
-                                     int64_t grads_stride, const T* const* state, int64_t state_stride,               \
-                                     const T* into_updates, int64_t into_updates_stride, double* totals,              \
-                                     int64_t threads) {                                                               \
-    return replay<T>(*network, steps, columns, grads, grads_stride, state, state_stride, into_updates,                \
+                                     int64_t grads_step, int64_t grads_stride, const T* const* state,                 \
+                                     int64_t state_stride, const T* into_updates, int64_t into_updates_stride,        \
+                                     double* totals, int64_t threads) {                                               \
+    return replay<T>(*network, steps, columns, grads, grads_step, grads_stride, state, state_stride, into_updates,    \
                      into_updates_stride, totals, threads);                                                           \
   }
 
