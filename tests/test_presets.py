@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ SHORT = ["meta.steps=2", "meta.validate_every=1", "unroll.steps=4"]
 FEW = ["optimizee.batch=2", "optimizee.validation_problems=2", "optimizee.test_problems=2"]
 CPU = ["device=cpu", "device.threads=1"]
 CRUDE = ["evaluation.tune.per_decade=1", "evaluation.tune.refinements=0", "evaluation.tune.low=0.01"]
-ESTIMATORS = [name for name, settings in METAS.items() if settings is Meta]
+ESTIMATORS = [name for name, settings in METAS.items() if issubclass(settings, Meta)]
 ONCE = ["meta.runs=1", "meta.read_every=2", "unroll.steps=4"]  # where trajectories are run, not meta-trained on
 
 
@@ -98,16 +99,22 @@ def test_every_device_that_is_everywhere_runs(tmp_path: Path, name: str) -> None
     assert train(tmp_path / "run", f"device={name}", "device.threads=1", *SHORT, *FEW, "evaluate=false").code == 0
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize(
-    "more",
+    ("name", "more"),
     [
-        ["meta.second_order=true"],
-        ["meta.engine=graph"],
-        ["meta.weights=linear"],
-        ["meta.schedule=constant", "meta.warmup=0.5", "meta.clip=null"],
-        ["optimizer.preprocessing=none", "optimizer.layers=1"],
-        ["optimizer.coordinatewise=false", "optimizer.layers=3"],
+        ("tbptt", ["meta.second_order=true"]),
+        ("tbptt", ["meta.engine=graph"]),
+        ("pes", ["meta.pairs=2", "meta.sigma=0.1", "meta.weights=final"]),
+        *itertools.product(
+            ESTIMATORS,
+            [
+                ["meta.weights=linear"],
+                ["meta.scaling=3", "meta.curriculum=[2]", "meta.advance=1"],
+                ["meta.schedule=constant", "meta.warmup=0.5", "meta.clip=null"],
+                ["optimizer.preprocessing=none", "optimizer.layers=1"],
+                ["optimizer.coordinatewise=false", "optimizer.layers=3"],
+            ],
+        ),
     ],
 )
 def test_every_estimator_runs_with_every_option(tmp_path: Path, name: str, more: list[str]) -> None:

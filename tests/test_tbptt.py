@@ -11,7 +11,7 @@ import torch
 from l2l_runner import streams
 from l2l_runner.kernels.preprocessing import FEATURES
 from l2l_runner.meta import TBPTT
-from l2l_runner.meta.tbptt import loss_weights
+from l2l_runner.meta.base import loss_weights
 from l2l_runner.unroll import start, unroll
 from problems import EVERY_OPTIMIZEE, RUNTIME, PlainLSTM, lstm, optimizee, problems
 

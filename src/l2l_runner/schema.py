@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path
 from l2l_runner.kernels import KERNELS
-from l2l_runner.meta import TBPTT
+from l2l_runner.meta import PES, TBPTT, MetaGradient
 from l2l_runner.optimizees import OPTIMIZEES, Imbalance, Optimizee
 from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, Group, GroupsConfig, HandDesigned, LearnedConfig
 
@@ -26,11 +27,11 @@ class Unroll:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meta:
-    """How the optimizer is meta-trained.
+class Meta(ABC):
+    """How an optimizer is meta-trained, with whatever estimator of the meta-gradient.
 
     Attributes:
-        name: the estimator of the meta-gradient.
+        name: the estimator.
         steps: meta-steps; each trains through one whole trajectory of one batch of problems.
         validate_every: meta-steps between validations, which refresh the pictures and save the checkpoints.
         lr: the meta-optimizer's (Adam's) learning rate, at its highest.
@@ -42,16 +43,11 @@ class Meta:
         curriculum: horizons, in steps, that come before unroll.steps: trajectories in training and validation grow from
             one to the next; null trains on whole ones from the start.
         advance: validations at a horizon without a better score after which the next one comes.
-        second_order: keep the derivatives of the optimizee's gradients.
-        engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
-        coordinates: replay a random sample of so many coordinates a window (unbiased), of groups so many of each; null
-            for all.
-        chunk: coordinates replayed at once, which bounds memory; null for as many as suit the kernel.
         max_skipped: stop after so many non-finite meta-gradients in a row.
         patience: stop after so many validations without a better score at the last horizon; null for never.
     """
 
-    name: str = choice("tbptt")
+    name: str
     steps: int = at_least(0)
     validate_every: int = at_least(1)
     lr: float = above(0)
@@ -62,10 +58,6 @@ class Meta:
     scaling: float = between(0, 80)  # beyond, e^scaling is no float32
     curriculum: tuple[int, ...] | None = at_least(1)
     advance: int = at_least(1)
-    second_order: bool
-    engine: str = choice("auto", "replay", "graph")
-    coordinates: int | None = at_least(1)
-    chunk: int | None = at_least(1)
     max_skipped: int = at_least(1)
     patience: int | None = at_least(1)
 
@@ -84,12 +76,34 @@ class Meta:
             )
         return horizons
 
-    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT:
+    @abstractmethod
+    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> MetaGradient:
         """The estimator that these settings name.
 
         Raises:
             ConfigError: a combination that makes no sense.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TBPTTConfig(Meta):
+    """Meta-training by truncated back-propagation through time.
+
+    Attributes:
+        second_order: keep the derivatives of the optimizee's gradients.
+        engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
+        coordinates: replay a random sample of so many coordinates a window (unbiased), of groups so many of each; null
+            for all.
+        chunk: coordinates replayed at once, which bounds memory; null for as many as suit the kernel.
+    """
+
+    name: str = choice("tbptt")
+    second_order: bool
+    engine: str = choice("auto", "replay", "graph")
+    coordinates: int | None = at_least(1)
+    chunk: int | None = at_least(1)
+
+    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT:
         if self.second_order and self.engine == "replay":
             raise ConfigError(
                 "meta.engine=replay cannot be had with meta.second_order=true, because the replay holds gradients "
@@ -117,6 +131,23 @@ class Meta:
             coordinates=self.coordinates,
             chunk=self.chunk,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PESConfig(Meta):
+    """Meta-training by persistent evolution strategies.
+
+    Attributes:
+        pairs: antithetic pairs of trajectories with perturbed parameters.
+        sigma: standard deviation of the perturbations.
+    """
+
+    name: str = choice("pes")
+    pairs: int = at_least(1)
+    sigma: float = above(0)
+
+    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> PES:
+        return PES(length=unroll.length, steps=unroll.steps, weights=self.weights, pairs=self.pairs, sigma=self.sigma)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +220,12 @@ class Reweight:
             replace(optimizee, proportion=proportion).check()
 
 
-METAS: dict[str, type[Meta] | type[Online] | type[Reweight]] = {"tbptt": Meta, "online": Online, "reweight": Reweight}
+METAS: dict[str, type[Meta] | type[Online] | type[Reweight]] = {
+    "tbptt": TBPTTConfig,
+    "pes": PESConfig,
+    "online": Online,
+    "reweight": Reweight,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

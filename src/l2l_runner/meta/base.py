@@ -6,10 +6,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedOptimizer
+
+
+def loss_weights(kind: str, steps: int) -> Tensor:
+    """The weights w_1 … w_T of the losses, [steps], with mean 1: constant, linear (∝ t) or final (the last alone)."""
+    if kind == "constant":
+        return torch.ones(steps)
+    if kind == "linear":
+        return torch.arange(1, steps + 1, dtype=torch.float64) * (2 / (steps + 1))
+    return torch.zeros(steps).index_fill(0, torch.tensor(steps - 1), steps)
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """The meta-loss of losses [steps, problems] with weights [steps]: the mean over problems of their weighted sum."""
+    return (losses * weights.unsqueeze(1)).sum(0).mean()
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,10 @@ import torch
 from torch import Tensor
 
 from l2l_runner import streams
-from l2l_runner.meta.base import Estimate, MetaGradient
+from l2l_runner.meta.base import Estimate, MetaGradient, loss_weights, weighted_mean
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedOptimizer, Recording, State
 from l2l_runner.unroll import Graph, Point, start, unroll
-
-
-def loss_weights(kind: str, steps: int) -> Tensor:
-    """The weights w_1 … w_T of the losses, [steps], with mean 1: constant, linear (∝ t) or final (the last alone)."""
-    if kind == "constant":
-        return torch.ones(steps)
-    if kind == "linear":
-        return torch.arange(1, steps + 1, dtype=torch.float64) * (2 / (steps + 1))
-    return torch.zeros(steps).index_fill(0, torch.tensor(steps - 1), steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +83,7 @@ class TBPTT(MetaGradient):
             meta_grads = ()
             for rule, columns, state in parts:
                 meta_grads += self._replay_part(rule, problem, point.step, begun[state], columns.take(grads), weights)
-        return Estimate(_meta_loss(losses, weights), meta_grads, losses), point
+        return Estimate(weighted_mean(losses, weights), meta_grads, losses), point
 
     def _recordable(self, rule: LearnedOptimizer, params: Tensor, steps: int) -> bool:
         """Whether all that a rule computes in a window can be kept, so that nothing need be computed again."""
@@ -152,14 +143,10 @@ class TBPTT(MetaGradient):
     ) -> tuple[Estimate, Point]:
         graph = Graph.SECOND_ORDER if self.second_order else Graph.FIRST_ORDER
         points = [point for _, point in unroll(problem, optimizer, point, len(weights), graph)]
-        meta_loss = _meta_loss(torch.stack([point.loss for point in points]), weights)
+        meta_loss = weighted_mean(torch.stack([point.loss for point in points]), weights)
         grads = torch.autograd.grad(meta_loss, list(optimizer.parameters()))
         losses = torch.stack([point.loss.detach() for point in points])
         return Estimate(meta_loss.detach(), grads, losses), points[-1].detach()
-
-
-def _meta_loss(losses: Tensor, weights: Tensor) -> Tensor:
-    return (losses * weights.unsqueeze(1)).sum(0).mean()
 
 
 def _to_come(grads: Tensor, weights: Tensor) -> Tensor:
