@@ -30,7 +30,7 @@ Run = Callable[..., Any]
 
 
 class Case(NamedTuple):
-    """A window of a network; `programs` and `block` of columns as in TritonKernel."""
+    """A window of a network that reads so many rows; `programs` and `block` of columns as in TritonKernel."""
 
     hidden: int = 20
     layers: int = 2
@@ -41,6 +41,8 @@ class Case(NamedTuple):
     programs: int | None = None
     block: int | None = None
     strided: bool = False
+    reading: int = 1
+    squash: bool = False
 
 
 class Inputs(NamedTuple):
@@ -80,7 +82,7 @@ def inputs(case: Case, device: str) -> Inputs:
         return wide[..., 1 : 2 * shape[-1] : 2] if strided else wide
 
     hidden, bound = case.hidden, case.hidden**-0.5
-    sizes = [FEATURES[case.preprocessing]] + [hidden] * (case.layers - 1)
+    sizes = [case.reading * FEATURES[case.preprocessing]] + [hidden] * (case.layers - 1)
     network = Network(
         tuple(draw(4 * hidden, size + hidden) * bound for size in sizes),
         tuple(draw(4 * hidden) * bound for _ in sizes),
@@ -89,8 +91,9 @@ def inputs(case: Case, device: str) -> Inputs:
         case.preprocessing,
         p=10.0,
         output_scale=0.1,
+        squash=case.squash,
     )
-    grads = draw(case.steps, 1, case.columns, strided=case.strided)
+    grads = draw(case.steps, case.reading, case.columns, strided=case.strided)
     grads.mul_(torch.logspace(-7, 1, case.columns, device=device, dtype=case.dtype))
     state = tuple(draw(hidden, case.columns, strided=case.strided and index != 1) for index in range(2 * case.layers))
     return Inputs(network, grads, state, draw(case.steps, 1, case.columns, strided=case.strided))
@@ -154,11 +157,15 @@ CASES = [
     Case(hidden=33, layers=1, steps=3, columns=7, preprocessing="none"),
     Case(hidden=33, layers=2, steps=1, columns=1),
     Case(hidden=33, layers=3, steps=2, columns=20, block=16, programs=1),
+    Case(steps=3, columns=20, preprocessing="none", reading=2, squash=True, strided=True),
+    Case(hidden=3, layers=1, steps=2, reading=17, squash=True),
+    Case(hidden=3, reading=3),
 ]
 
 
 def label(case: Case) -> str:
-    return f"{case.layers}x{case.hidden}-{case.preprocessing}-{case.steps}-steps-{case.columns}-columns"
+    reads = f"{case.reading}-rows{'-squashed' if case.squash else ''}"
+    return f"{case.layers}x{case.hidden}-{case.preprocessing}-{reads}-{case.steps}-steps-{case.columns}-columns"
 
 
 @DEVICES
@@ -178,6 +185,7 @@ def test_float32_is_plain_pytorch_to_rounding(case, device, run):
         Case(dtype=torch.float64, columns=20, programs=1, block=16, strided=True),
         Case(dtype=torch.float64, layers=1, hidden=3, preprocessing="none", steps=5),
         Case(dtype=torch.float64, layers=3, hidden=3, steps=2),
+        Case(dtype=torch.float64, layers=2, hidden=3, preprocessing="none", reading=2, squash=True),
     ],
     ids=label,
 )
@@ -293,12 +301,15 @@ def compile_both(case: Case) -> list[int]:
     return shared
 
 
-def test_it_compiles_without_a_gpu(tmp_path):
+@pytest.mark.parametrize(
+    "case", [Case(hidden=3, columns=100), Case(preprocessing="none", reading=2, squash=True, layers=1)], ids=label
+)
+def test_it_compiles_without_a_gpu(case, tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TRITON_CACHE_DIR", str(tmp_path))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            step, replay = pool.submit(compile_both, Case(hidden=3, columns=100)).result()
-    assert step <= replay <= triton_lstm.SHARED[16] * 1024
+            step, replay = pool.submit(compile_both, case).result()
+    assert step <= replay <= triton_lstm.SHARED[max(16, 2 ** (case.hidden - 1).bit_length())] * 1024
 
 
 def test_on_a_cpu_it_says_so():

@@ -44,7 +44,6 @@ import torch
 from torch import Tensor
 
 from l2l_runner.kernels.base import Kernel, Network, State
-from l2l_runner.kernels.preprocessing import FEATURES
 
 try:
     import triton
@@ -79,8 +78,6 @@ def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> s
         return f"the tensors are {str(dtype).removeprefix('torch.')}, not float32 or float64"
     if network.readout_weight.shape[0] != 1:
         return "the network is not coordinatewise"
-    if network.squash:
-        return "it squashes nothing"
     if network.hidden > max(SHARED):
         return f"hidden={network.hidden} is more than {max(SHARED)}"
     if device.type == "cuda":
@@ -115,7 +112,7 @@ class TritonKernel(Kernel):
             _step_kernel[(triton.cdiv(columns, block),)](
                 *_learned(network),
                 grads,
-                grads.stride(-1),
+                *grads.stride(),
                 *_strided(state),
                 following,
                 updates,
@@ -146,8 +143,7 @@ class TritonKernel(Kernel):
             _replay_kernel[(programs,)](
                 *_learned(network),
                 grads,
-                grads.stride(0),
-                grads.stride(2),
+                *grads.stride(),
                 *_strided(state),
                 cotangents,
                 cotangents.stride(0),
@@ -218,9 +214,11 @@ def _constants(network: Network) -> dict[str, Any]:
         "EXP_P": math.exp(network.p),
         "FLOOR": math.exp(-network.p),
         "SCALE": network.output_scale,
-        "FEATURES": FEATURES[network.preprocessing],
+        "SQUASH": network.squash,
+        "ROWS": network.rows,
+        "FEATURES": network.features,
         "HIDDEN": network.hidden,
-        "F": _padded(FEATURES[network.preprocessing]),
+        "F": _padded(network.features),
         "H": _padded(network.hidden),
     }
 
@@ -239,16 +237,32 @@ def _tanh(x):
 
 
 @jit
-def _preprocess(g, LOG_SIGN: tl.constexpr, P: tl.constexpr, EXP_P: tl.constexpr, FLOOR: tl.constexpr, F: tl.constexpr):
-    """Gradients [C] as features [F, C]. Those of a NaN are NaN."""
+def _read(
+    grads,
+    row_stride,
+    column_stride,
+    column,
+    real,
+    LOG_SIGN: tl.constexpr,
+    P: tl.constexpr,
+    EXP_P: tl.constexpr,
+    FLOOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    F: tl.constexpr,
+):
+    """What is read in a step, as features [F, C]. Those of a NaN are NaN."""
     row = tl.arange(0, F)[:, None]
+    at = grads + column[None, :] * column_stride
+    if ROWS > 1:
+        at += (row % ROWS).to(tl.int64) * row_stride
+    g = tl.load(at, real[None, :], 0.0)  # [1, C] where that will do
+    features = g
     if LOG_SIGN:
         magnitude = tl.log(tl.where(tl.abs(g) < FLOOR, FLOOR, tl.abs(g))) / P
         direction = tl.where(g * EXP_P > 1, 1.0, tl.where(g * EXP_P < -1, -1.0, g * EXP_P))
-        features = tl.where(row == 0, magnitude[None, :], tl.where(row == 1, direction[None, :], 0.0))
-    else:
-        features = tl.where(row == 0, g[None, :], 0.0)
-    return features
+        features = tl.where(row < ROWS, magnitude, direction)
+    return tl.where(row < FEATURES, features, 0.0)
 
 
 @jit
@@ -286,6 +300,17 @@ def _cell(weight, bias, x, h, c, INPUTS: tl.constexpr, HIDDEN: tl.constexpr):
 
 
 @jit
+def _read_out(weight, bias, h, SQUASH: tl.constexpr, HIDDEN: tl.constexpr):
+    """The updates [C] before they are scaled, and the weights [H]."""
+    row = tl.arange(0, h.shape[0])
+    w = tl.load(weight + row, row < HIDDEN, 0.0)
+    out = tl.sum(w[:, None] * h, 0) + tl.load(bias)
+    if SQUASH:
+        out = _tanh(out)
+    return out, w
+
+
+@jit
 def _load_state(state, row_stride, column_stride, column, real, HIDDEN: tl.constexpr, H: tl.constexpr):
     """A block [H, C] of h or c. Zero where it is padding: after the last row, or of columns that aren't real."""
     row = tl.arange(0, H)[:, None].to(tl.int64)
@@ -300,6 +325,7 @@ def _step_kernel(
     readout_weight,
     readout_bias,
     grads,
+    grads_row,
     grads_column,
     state,
     state_row,
@@ -313,6 +339,8 @@ def _step_kernel(
     EXP_P: tl.constexpr,
     FLOOR: tl.constexpr,
     SCALE: tl.constexpr,
+    SQUASH: tl.constexpr,
+    ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
     HIDDEN: tl.constexpr,
     F: tl.constexpr,
@@ -323,8 +351,7 @@ def _step_kernel(
     row = tl.arange(0, H)
     column = tl.program_id(0).to(tl.int64) * C + tl.arange(0, C)
     real = column < columns
-    g = tl.load(grads + column * grads_column, real, 0.0)
-    x = _preprocess(g, LOG_SIGN, P, EXP_P, FLOOR, F)
+    x = _read(grads, grads_row, grads_column, column, real, LOG_SIGN, P, EXP_P, FLOOR, ROWS, FEATURES, F)
     at = row[:, None].to(tl.int64) * columns + column[None, :]
     stored = (row[:, None] < HIDDEN) & real[None, :]
     for LAYER in tl.static_range(LAYERS):
@@ -336,8 +363,7 @@ def _step_kernel(
         tl.store(following[2 * LAYER] + at, h, stored)
         tl.store(following[2 * LAYER + 1] + at, c, stored)
         x = h
-    w = tl.load(readout_weight + row, row < HIDDEN, 0.0)
-    out = tl.sum(w[:, None] * x, 0) + tl.load(readout_bias)
+    out, _ = _read_out(readout_weight, readout_bias, x, SQUASH, HIDDEN)
     tl.store(updates + column, out * SCALE, real)
 
 
@@ -404,6 +430,7 @@ def _replay_kernel(
     readout_bias,
     grads,
     grads_step,
+    grads_row,
     grads_column,
     state,
     state_row,
@@ -426,6 +453,8 @@ def _replay_kernel(
     EXP_P: tl.constexpr,
     FLOOR: tl.constexpr,
     SCALE: tl.constexpr,
+    SQUASH: tl.constexpr,
+    ROWS: tl.constexpr,
     FEATURES: tl.constexpr,
     HIDDEN: tl.constexpr,
     F: tl.constexpr,
@@ -444,7 +473,6 @@ def _replay_kernel(
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         column = tl.cast(block, tl.int64) * C + tl.arange(0, C)
         real = column < columns
-        grads_at = grads + column * grads_column
         cotangents_at = cotangents + column * cotangents_column
 
         for LAYER in tl.static_range(LAYERS):
@@ -458,8 +486,8 @@ def _replay_kernel(
             _keep(kept_c, 0, c, HIDDEN, H, C)
             for t in range(steps):
                 if LAYER == 0:
-                    g = tl.load(grads_at + tl.cast(t, tl.int64) * grads_step, real, 0.0)
-                    x = _preprocess(g, LOG_SIGN, P, EXP_P, FLOOR, F)
+                    at = grads + tl.cast(t, tl.int64) * grads_step
+                    x = _read(at, grads_row, grads_column, column, real, LOG_SIGN, P, EXP_P, FLOOR, ROWS, FEATURES, F)
                 else:
                     x = _load_kept(kept_h - slot, t + 1, HIDDEN, H, C)
                 h, c, _, _, _, _, _ = _cell(
@@ -476,7 +504,6 @@ def _replay_kernel(
             into_x_below = scratch + (2 * LAYERS + (LAYER + 1) % 2) * slot
             into_h = tl.zeros([H, C], scratch.dtype.element_ty)  # by way of the step after
             into_c = tl.zeros([H, C], scratch.dtype.element_ty)
-            w = tl.load(readout_weight + tl.arange(0, H), tl.arange(0, H) < HIDDEN, 0.0)
             into_w = tl.zeros([H], scratch.dtype.element_ty)
             into_out_sum = tl.zeros([C], scratch.dtype.element_ty)
             of_i = _nothing(scratch.dtype.element_ty, F if LAYER == 0 else H, H)
@@ -486,8 +513,8 @@ def _replay_kernel(
             for back in range(steps):
                 t = steps - 1 - back
                 if LAYER == 0:
-                    g = tl.load(grads_at + tl.cast(t, tl.int64) * grads_step, real, 0.0)
-                    x = _preprocess(g, LOG_SIGN, P, EXP_P, FLOOR, F)
+                    at = grads + tl.cast(t, tl.int64) * grads_step
+                    x = _read(at, grads_row, grads_column, column, real, LOG_SIGN, P, EXP_P, FLOOR, ROWS, FEATURES, F)
                 else:
                     x = _load_kept(kept_h - slot, t + 1, HIDDEN, H, C)
                 h_before = _load_kept(kept_h, t, HIDDEN, H, C)
@@ -503,6 +530,9 @@ def _replay_kernel(
                 )
                 if LAYER == LAYERS - 1:
                     into_out = tl.load(cotangents_at + tl.cast(t, tl.int64) * cotangents_step, real, 0.0) * SCALE
+                    out, w = _read_out(readout_weight, readout_bias, h, SQUASH, HIDDEN)
+                    if SQUASH:
+                        into_out *= 1 - out * out
                     into_h += w[:, None] * into_out[None, :]
                     into_w += tl.sum(h * into_out[None, :], 1)
                     into_out_sum += into_out
