@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
+import shutil
+import tempfile
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models import get_model
 
 from l2l_runner import streams
 from l2l_runner.layout import Layout
@@ -55,10 +61,39 @@ EVERY_OPTIMIZEE = [
 ]
 
 
+@lru_cache(maxsize=1)
+def art_files() -> dict[str, str]:
+    """What optimizee=art needs: eight photographs and a painting of coloured blots, and random weights."""
+    folder = Path(tempfile.mkdtemp(prefix="l2l_runner-art-"))
+    atexit.register(shutil.rmtree, folder)
+    (folder / "photographs").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(9):
+        blots = torch.randint(0, 256, (5, 7, 3), dtype=torch.uint8, generator=generator).numpy()
+        name = "painting.png" if i == 8 else f"photographs/{i}.{('png', 'JPG')[i % 2]}"
+        Image.fromarray(blots).resize((56, 40), Image.Resampling.BICUBIC).save(folder / name)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        features = get_model("squeezenet1_1", weights=None).features[:8]
+    state = {f"features.{name}": value for name, value in features.state_dict().items()}
+    torch.save(state, folder / "weights.pth")
+    return {key: str(folder / name) for key, name in ART_FILES.items()}
+
+
+ART_FILES = {"content": "photographs", "style": "painting.png", "weights": "weights.pth"}
+ART_LAYERS: dict[str, Any] = {"size": 16, "content_layers": [3], "style_layers": [1, 4]}
+
+
+def given(stem: str) -> list[str]:
+    """What must be given on the command line for an optimizee, or an experiment with it."""
+    return [f"optimizee.{key}={value}" for key, value in art_files().items()] if stem.endswith("art") else []
+
+
 def optimizee(stem: str, **changes: Any) -> Optimizee:
     """The optimizee of a YAML file, made small."""
     node = OPTIMIZEE_FILES[stem]
-    return parse_optimizee({**node, **{key: value for key, value in SMALL.items() if key in node}, **changes})
+    small = {key: value for key, value in SMALL.items() if key in node}
+    return parse_optimizee({**node, **small, **(art_files() | ART_LAYERS if stem == "art" else {}), **changes})
 
 
 def problems(stem: str, count: int, seed: int = 0, **changes: Any) -> Problem:

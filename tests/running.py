@@ -210,7 +210,7 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
         for path in [paths] if isinstance(paths, Path) else paths:
             checkpoint.write_atomically(path, buffer.getvalue())
 
-    for name in ("learning", "comparison", "single_curve", "sweep", "online", "reweighting"):
+    for name in ("learning", "comparison", "single_curve", "sweep", "online", "reweighting", "pictures"):
         monkeypatch.setattr(plotting, name, sketched)
 
 

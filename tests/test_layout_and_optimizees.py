@@ -174,7 +174,7 @@ def test_other_seeds_are_other_problems(stem):
 @pytest.mark.parametrize("stem", EVERY_OPTIMIZEE)
 def test_gradients_agree_with_finite_differences(stem):
     problem = problems(stem, 2)
-    flat, h = scattered(problem), 1e-5
+    flat, h = scattered(problem), 1e-7 if stem == "art" else 1e-5  # which has many kinks: ReLUs and maxima
     generator = torch.Generator().manual_seed(1)
 
     def losses(at):
@@ -191,7 +191,7 @@ def test_gradients_agree_with_finite_differences(stem):
 @pytest.mark.parametrize("stem", EVERY_OPTIMIZEE)
 def test_second_derivatives_agree_with_finite_differences(stem):
     problem = problems(stem, 2)
-    flat, h = scattered(problem), 1e-6
+    flat, h = scattered(problem), 1e-8 if stem == "art" else 1e-6
     direction = torch.randn(flat.shape, dtype=flat.dtype, generator=torch.Generator().manual_seed(1))
 
     def gradient(at, create_graph=False):

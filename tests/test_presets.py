@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from l2l_runner.schema import METAS, Meta
-from problems import OPTIMIZEE_FILES, needs_mnist
+from problems import OPTIMIZEE_FILES, given, needs_mnist
 from running import ROOT, assert_one_sentence, evaluate, last, read_json, records, train
 
 pytestmark = pytest.mark.usefixtures("sketches")
@@ -42,7 +42,8 @@ def test_every_experiment_runs(tmp_path: Path, name: str) -> None:
     preset = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml"))
     (meta,) = [choice["override /meta"] for choice in preset["defaults"] if "override /meta" in choice] or ["tbptt"]
     grown = ["meta.curriculum=[2]"] if "curriculum" in preset.get("meta", {}) else []
-    ended = train(run, f"experiment={name}", *(SHORT if meta in ESTIMATORS else ONCE), *grown, *FEW, *CRUDE, *CPU)
+    few = [*(SHORT if meta in ESTIMATORS else ONCE), *grown, *FEW, *CRUDE, *given(name)]
+    ended = train(run, f"experiment={name}", *few, *CPU)
     assert ended.code == 0, ended.err
     if meta in ESTIMATORS:
         assert len(records(run, "meta_step")) == 2
@@ -60,7 +61,8 @@ def test_every_experiment_runs(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("optimizee", [marked(name, needs_mnist) for name in choices("optimizee")])
 def test_every_optimizer_runs_on_every_optimizee(tmp_path: Path, optimizee: str, optimizer: str) -> None:
     run = tmp_path / "run"
-    arguments = [f"optimizee={optimizee}", f"optimizer={optimizer}", *SHORT, *FEW, "evaluate=false", *CPU]
+    arguments = [f"optimizee={optimizee}", f"optimizer={optimizer}", *SHORT, *FEW, *given(optimizee)]
+    arguments += ["evaluate=false", *CPU]
     own = ["optimizer.lr=1e-4"]  # at their own rates, some diverge
     if optimizer in ("lstm", "rnnprop"):
         own = []

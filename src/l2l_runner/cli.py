@@ -29,7 +29,10 @@ from l2l_runner.fields import did_you_mean
 
 log = logging.getLogger(__name__)
 
-PATHS = ("checkpoint", "init", "data.root", "optimizee.weights", "hydra.run.dir", "hydra.sweep.dir")
+PATHS = (
+    *("checkpoint", "init", "data.root", "hydra.run.dir", "hydra.sweep.dir"),
+    *("optimizee.weights", "optimizee.content", "optimizee.style"),
+)
 """Keys whose values are paths."""
 
 OPEN = ("optimizee.model.", "optimizer.groups.", "others.")
@@ -174,9 +177,10 @@ def explain(error: Exception) -> str:
     found = re.search(r"Could not override '([^']+)'\. No match in the defaults list", text)
     if found:
         return f"Unknown group {found[1]}: --help shows the groups and their choices."
-    found = re.search(r"Missing mandatory value: (\S+)", text)
+    found = re.search(r"Missing mandatory value: (\S+)(?: full_key: (\S+))?", text)
     if found:
-        return f"{found[1]} is missing: give it as {found[1]}=VALUE."
+        key = found[2] or found[1]
+        return f"{key} is missing: give it as {key}=VALUE."
     return text.split(" full_key: ")[0].split(" Set the environment")[0] or repr(error)
 
 

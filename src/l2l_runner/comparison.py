@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from l2l_runner import plotting, streams
 from l2l_runner.checkpoint import write_atomically
-from l2l_runner.evaluation import Comparison, Curves, run, summary_csv, summary_table, tune
+from l2l_runner.evaluation import PICTURED, Comparison, Curves, run, summary_csv, summary_table, tune
 from l2l_runner.folder import RunFolder
 from l2l_runner.optimizees import Optimizee
 from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
@@ -76,15 +76,22 @@ def compare(
                 stop_point()
 
             curves[name] = run(optimizer, optimizee, seeds, steps, runtime, chunk, on_step)
-    rates: dict[str, float | None] = dict.fromkeys(learned)
-    return Comparison(optimizee.name, curves, rates | {name: baseline.lr for name, baseline in baselines.items()})
+    rates = dict.fromkeys(learned) | {name: baseline.lr for name, baseline in baselines.items()}
+    pictured = any(one.pictures is not None for one in curves.values())
+    sources = optimizee.sample(seeds[:PICTURED], runtime).sources() if pictured else {}
+    return Comparison(optimizee.name, curves, rates, {name: picture.cpu() for name, picture in sources.items()})
 
 
 def write_comparison(folder: RunFolder, comparison: Comparison) -> str:
-    """comparison.json, .csv and .png; the table and the paths, to be printed."""
+    """comparison.json, .csv and .png, and pictures.png where there are any; the table and the paths, to be printed."""
     summary = comparison.summary()
     paths = [folder.write_json("comparison.json", summary)]
     paths += [folder.path / "comparison.csv", folder.path / "comparison.png"]
     write_atomically(paths[1], summary_csv(summary).encode())
     plotting.comparison(paths[2], summary)
+    reached = {name: curves.pictures for name, curves in comparison.curves.items() if curves.pictures is not None}
+    if reached:
+        paths.append(folder.path / "pictures.png")
+        losses = {name: comparison.curves[name].finals for name in reached}
+        plotting.pictures(paths[3], comparison.optimizee, comparison.sources, reached, losses)
     return summary_table(summary) + "\n" + "\n".join(str(path) for path in paths)

@@ -40,6 +40,11 @@ SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8)}
 """The data sets, all of ten classes, with the channels, height and width of their images."""
 
 
+def places(given: str, root: Path) -> list[Path]:
+    """Where a path that a user gives may lie: as it stands, in `root`, or in its hub/checkpoints."""
+    return [Path(given).expanduser(), root / given, root / "hub" / "checkpoints" / given]
+
+
 @lru_cache(maxsize=8)
 def load_images(name: str, split: str, root: Path, download: bool, device: torch.device, pool: int = 1) -> Images:
     """The `train` or `test` part of `mnist`, `cifar10` or `digits`, averaged over squares of pool × pool pixels.

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,16 +19,26 @@ from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Tuning
 from l2l_runner.unroll import start, unroll
 
+PICTURED = 4
+"""The first so many problems of a run keep the pictures that were reached, where problems are pictures."""
+
 # A problem counts as diverged when a loss isn't finite, or when its last loss is this many times its first.
 DIVERGED = 100.0
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The losses [steps + 1, problems] (float64, on the CPU) at θ_0 … θ_T, and the metrics at θ_T, each [problems]."""
+    """What a run has reached, on the CPU.
+
+    Attributes:
+        losses: [steps + 1, problems] (float64), at θ_0 … θ_T.
+        metrics: at θ_T, each [problems] (float64).
+        pictures: θ_T of the first problems [≤ PICTURED, 3, height, width]; None where they are no pictures.
+    """
 
     losses: Tensor
     metrics: dict[str, Tensor]
+    pictures: Tensor | None = None
 
     @property
     def sums(self) -> Tensor:
@@ -67,6 +77,7 @@ def run(
     """
     losses: list[Tensor] = []
     metrics: dict[str, list[Tensor]] = {}
+    pictures: list[Tensor] = []
     for part in torch.split(seeds, max(1, chunk // optimizee.layout().size)):
         problem = optimizee.sample(part, runtime)
         point = start(problem, optimizer)
@@ -79,9 +90,18 @@ def run(
                 on_step()
         losses.append(curve.cpu())
         with torch.no_grad():
-            for name, value in problem.metrics(problem.layout.views(point.params)).items():
+            params = problem.layout.views(point.params)
+            for name, value in problem.metrics(params).items():
                 metrics.setdefault(name, []).append(value.double().cpu())
-    return Curves(torch.cat(losses, dim=1), {name: torch.cat(values) for name, values in metrics.items()})
+            reached_pictures = problem.pictures(params)
+        wanted = PICTURED - sum(map(len, pictures))
+        if reached_pictures is not None and wanted > 0:
+            pictures.append(reached_pictures[:wanted].cpu().clone())
+    return Curves(
+        torch.cat(losses, dim=1),
+        {name: torch.cat(values) for name, values in metrics.items()},
+        torch.cat(pictures) if pictures else None,
+    )
 
 
 def tune(
@@ -120,11 +140,19 @@ def mean_ci(values: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several optimizers on the same problems; the first is the one that the others are compared with."""
+    """Several optimizers on the same problems; the first is the one that the others are compared with.
+
+    Attributes:
+        optimizee: its name.
+        curves: of each optimizer, by its name.
+        rates: the hand-designed ones' learning rates, by name; None for a learned optimizer.
+        sources: the pictures that the first problems were made from, by name, each [≤ PICTURED, 3, height, width].
+    """
 
     optimizee: str
     curves: Mapping[str, Curves]
     rates: Mapping[str, float | None]
+    sources: Mapping[str, Tensor] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The contract of comparison.json: see the README."""

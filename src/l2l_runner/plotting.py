@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from l2l_runner.checkpoint import write_atomically
 
@@ -113,6 +114,39 @@ def comparison(path: Path, summary: Mapping[str, Any], note: str = "") -> None:
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     title = f"{summary['optimizee']}: mean of {summary['problems']} held-out problems, 95 % confidence bands{note}"
     draw_curves(new_axes(figure, 111, "step", "loss", title), summary["optimizers"])
+    write_atomically(path, png(figure, 150))
+
+
+def pictures(
+    path: Path,
+    optimizee: str,
+    sources: Mapping[str, Tensor],
+    reached: Mapping[str, Tensor],
+    losses: Mapping[str, Tensor],
+) -> None:
+    """pictures.png: a row a problem; what it was made from, and what each optimizer made of it, with its final loss.
+
+    Args:
+        path: the file.
+        optimizee: its name.
+        sources: by name, each [problems, 3, height, width] in [0, 1].
+        reached: likewise, by the optimizer's name.
+        losses: the final ones, by the optimizer's name, each [problems or more].
+    """
+    columns = {**sources, **reached}
+    rows = len(next(iter(columns.values())))
+    figure = Figure(figsize=(1.6 * len(columns), 1.75 * rows + 0.4), layout="constrained")
+    figure.suptitle(f"{optimizee}, held-out problems: final losses", fontsize=10, x=0.01, ha="left")
+    grid = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (name, images) in zip(grid.T, columns.items(), strict=True):
+        column[0].set_title(LABELS.get(name, name) if name in reached else name, fontsize=10)
+        for row, (axes, image) in enumerate(zip(column, images, strict=True)):
+            axes.imshow(np.nan_to_num(image.permute(1, 2, 0).double().numpy()), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if name in reached:
+                loss = losses[name][row].item()
+                axes.set_xlabel(f"{loss:.4g}" if np.isfinite(loss) else "diverged", fontsize=9, labelpad=2)
     write_atomically(path, png(figure, 150))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from l2l_runner.optimizees.art import Art
 from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.optimizees.classification import Classification
 from l2l_runner.optimizees.imbalance import Imbalance, ImbalanceProblem
@@ -17,10 +18,12 @@ OPTIMIZEES: dict[str, type[Optimizee]] = {
     "rosenbrock": Rosenbrock,
     "module": Module,
     "imbalance": Imbalance,
+    "art": Art,
 }
 
 __all__ = [
     "OPTIMIZEES",
+    "Art",
     "Classification",
     "Imbalance",
     "ImbalanceProblem",

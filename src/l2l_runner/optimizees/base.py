@@ -38,6 +38,14 @@ class Problem(ABC):
         """What a user reads beside the loss (accuracy, say), each [problems]; none by default."""
         return {}
 
+    def pictures(self, params: Params) -> Tensor | None:
+        """`params` as pictures [problems, 3, height, width] in [0, 1]; None where they are no pictures."""
+        return None
+
+    def sources(self) -> dict[str, Tensor]:
+        """The pictures that the problems were made from, by name, each [problems, 3, height, width] in [0, 1]."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizee(ABC):

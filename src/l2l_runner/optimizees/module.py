@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l2l_runner import streams
-from l2l_runner.data import SHAPES, Images, load_images
+from l2l_runner.data import SHAPES, Images, load_images, places
 from l2l_runner.errors import ConfigError, reason
 from l2l_runner.fields import above, at_least, choice, path
 from l2l_runner.imports import module_maker
@@ -304,11 +304,11 @@ def _places(module: nn.Module) -> dict[str, str]:
 
 def _find(file: str, root: Path) -> Path:
     """The file of weights, where it is."""
-    places = [Path(file).expanduser(), root / file, root / "hub" / "checkpoints" / file]
-    for place in places:
+    options = places(file, root)
+    for place in options:
         if place.is_file():
             return place
-    raise ConfigError(f"optimizee.weights is {file!r}; there is no such file at {', '.join(map(str, places))}.")
+    raise ConfigError(f"optimizee.weights is {file!r}; there is no such file at {', '.join(map(str, options))}.")
 
 
 def _load(module: nn.Module, file: Path, prefix: str) -> None:
