@@ -46,7 +46,7 @@ def test_every_experiment_runs(tmp_path: Path, name: str) -> None:
     ended = train(run, f"experiment={name}", *few, *CPU)
     assert ended.code == 0, ended.err
     if meta in ESTIMATORS:
-        assert len(records(run, "meta_step")) == 2
+        assert len(records(run, "meta_step") + records(run, "imitation")) == 2
         assert len(read_json(run / "comparison.json")["optimizers"]) == 5
     else:
         assert [record["step"] for record in records(run, "reading")[:3]] == [0, 2, 4]
@@ -106,6 +106,8 @@ def test_every_device_that_is_everywhere_runs(tmp_path: Path, name: str) -> None
     [
         ("tbptt", ["meta.second_order=true"]),
         ("tbptt", ["meta.engine=graph"]),
+        ("tbptt", ["meta.imitation=0.5", "meta.coordinates=3", "meta.chunk=2"]),
+        ("tbptt", ["meta.imitation=1", "meta.second_order=true", "meta.expert_lr=1"]),
         ("pes", ["meta.pairs=2", "meta.sigma=0.1", "meta.weights=final"]),
         *itertools.product(
             ESTIMATORS,
@@ -122,7 +124,9 @@ def test_every_device_that_is_everywhere_runs(tmp_path: Path, name: str) -> None
 def test_every_estimator_runs_with_every_option(tmp_path: Path, name: str, more: list[str]) -> None:
     run = tmp_path / "run"
     assert train(run, f"meta={name}", *more, *SHORT, *FEW, "evaluate=false", *CPU).code == 0
-    assert all(record["grad_norm"] > 0 for record in records(run, "meta_step"))
+    steps = [record for record in records(run) if record["event"] != "validation"]
+    assert len(steps) == 2
+    assert all(record["grad_norm"] > 0 for record in steps)
 
 
 def test_the_recipe_of_a_pair_is_used_where_there_is_one(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from running import (
 pytestmark = pytest.mark.usefixtures("sketches")
 
 # What checkpoints of the first version haven't got.
-NEW_KEYS = ("scaling", "curriculum", "advance")
+NEW_KEYS = ("scaling", "curriculum", "advance", "imitation", "expert_lr")
 NEW_PROGRESS = ("stage",)
 
 

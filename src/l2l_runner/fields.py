@@ -48,6 +48,11 @@ def between(low: float, high: float) -> Any:
     return _ruled(f"≥ {low:g} and < {high:g}", lambda value: low <= value < high)
 
 
+def within(low: float, high: float) -> Any:
+    """A field with low ≤ value ≤ high."""
+    return _ruled(f"≥ {low:g} and ≤ {high:g}", lambda value: low <= value <= high)
+
+
 def choice(*options: str) -> Any:
     """A field that takes one of the named options."""
     return _ruled(f"one of {', '.join(options)}", lambda value: value in options)

@@ -9,11 +9,11 @@ from itertools import pairwise
 from typing import Any
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path
+from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path, within
 from l2l_runner.kernels import KERNELS
-from l2l_runner.meta import PES, TBPTT, MetaGradient
+from l2l_runner.meta import PES, TBPTT, Imitation, MetaGradient
 from l2l_runner.optimizees import OPTIMIZEES, Imbalance, Optimizee
-from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, Group, GroupsConfig, HandDesigned, LearnedConfig
+from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, Adam, Group, GroupsConfig, HandDesigned, LearnedConfig
 
 SCORES = ("final", "sum")
 
@@ -90,6 +90,8 @@ class TBPTTConfig(Meta):
     """Meta-training by truncated back-propagation through time.
 
     Attributes:
+        imitation: fraction of the meta-steps that train on the distance to Adam's updates instead of on the meta-loss.
+        expert_lr: that Adam's learning rate.
         second_order: keep the derivatives of the optimizee's gradients.
         engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
         coordinates: replay a random sample of so many coordinates a window (unbiased), of groups so many of each; null
@@ -98,12 +100,14 @@ class TBPTTConfig(Meta):
     """
 
     name: str = choice("tbptt")
+    imitation: float = within(0, 1)
+    expert_lr: float = above(0)
     second_order: bool
     engine: str = choice("auto", "replay", "graph")
     coordinates: int | None = at_least(1)
     chunk: int | None = at_least(1)
 
-    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT:
+    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT | Imitation:
         if self.second_order and self.engine == "replay":
             raise ConfigError(
                 "meta.engine=replay cannot be had with meta.second_order=true, because the replay holds gradients "
@@ -122,7 +126,7 @@ class TBPTTConfig(Meta):
                 "or use meta.coordinates=null."
             )
         engine = ("graph" if self.second_order else "replay") if self.engine == "auto" else self.engine
-        return TBPTT(
+        tbptt = TBPTT(
             length=unroll.length,
             steps=unroll.steps,
             weights=self.weights,
@@ -131,6 +135,8 @@ class TBPTTConfig(Meta):
             coordinates=self.coordinates,
             chunk=self.chunk,
         )
+        adam = Adam(lr=self.expert_lr, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8)
+        return Imitation(tbptt=tbptt, expert=adam, fraction=self.imitation) if self.imitation else tbptt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -276,10 +276,12 @@ class MetaTraining:
         # is decided on the device; the host waits for it once, at the end, to log.
         usable = torch.ones((), device=self.runtime.device)
         figures: list[Tensor] = []
+        imitates = False
         for estimate in self.estimator.estimates(self.optimizer, problem):
             norm = torch.nn.utils.get_total_norm(estimate.grads)
             usable = usable * (torch.isfinite(estimate.meta_loss) & torch.isfinite(norm))
             meta_update(self.meta_optimizer, self.optimizer, estimate.grads, norm, usable, meta.clip)
+            imitates = estimate.imitates
             figures.append(torch.stack([estimate.meta_loss, estimate.losses[-1].mean(), norm, usable.to(norm)]))
         windows = torch.stack(figures).tolist()
         norms = [norm for _, _, norm, used in windows if used]
@@ -292,19 +294,21 @@ class MetaTraining:
         else:
             self.progress = replace(self.progress, skipped_in_row=0)
         self.progress = replace(self.progress, step=step + 1)
-        mean_loss = meta_loss / self.horizon
+        # A distance is relative already; a meta-loss is a sum over the trajectory.
+        event, name = ("imitation", "distance") if imitates else ("meta_step", "meta_loss")
+        mean = meta_loss / (len(windows) if imitates else self.horizon)
         norm_mean = sum(norms) / len(norms) if norms else math.nan
         self._record(
-            event="meta_step",
+            event=event,
             step=step + 1,
             horizon=self.horizon,
-            meta_loss=mean_loss,
+            **{name: mean},
             final_loss=final,
             grad_norm=norm_mean,
             lr=lr,
             skipped=self.progress.skipped,
         )
-        bar.set_postfix(self._figures(meta_loss=f"{mean_loss:.4g}"), refresh=False)
+        bar.set_postfix(self._figures(**{name: f"{mean:.4g}"}), refresh=False)
         bar.update()
 
     def _validate(self, shown: dict[str, Any], bar: tqdm[Any]) -> None:

@@ -35,11 +35,13 @@ class Estimate:
         meta_loss: scalar, the mean over problems of the weighted sum of the losses it covers.
         grads: one tensor for each of the optimizer's parameters, in their order.
         losses: [steps, problems], the losses it covers.
+        imitates: whether `meta_loss` is the distance to an expert that took the steps instead.
     """
 
     meta_loss: Tensor
     grads: tuple[Tensor, ...]
     losses: Tensor
+    imitates: bool = False
 
 
 class MetaGradient(ABC):

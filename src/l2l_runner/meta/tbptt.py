@@ -7,8 +7,9 @@ next window without their history.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -77,13 +78,44 @@ class TBPTT(MetaGradient):
         recording = Recording(optimizer) if recordable else None
         for step, (_, reached) in enumerate(unroll(problem, recording or optimizer, point, len(weights))):
             point, grads[step + 1], losses[step] = reached, reached.grads, reached.loss
+        to_come = partial(_to_come, weights=weights / len(point.loss))
         if recording is not None:
-            meta_grads = optimizer.backward(recording.record, _to_come(grads[1:], weights))
+            meta_grads = optimizer.backward(recording.record, to_come(grads[1:]))
         else:
-            meta_grads = ()
-            for rule, columns, state in parts:
-                meta_grads += self._replay_part(rule, problem, point.step, begun[state], columns.take(grads), weights)
+            meta_grads = self.replay(optimizer, problem, point.step, begun, grads[:-1], grads[1:], to_come)
         return Estimate(weighted_mean(losses, weights), meta_grads, losses), point
+
+    def replay(
+        self,
+        optimizer: LearnedOptimizer,
+        problem: Problem,
+        step: int,
+        state: State,
+        grads: Tensor,
+        effects: Tensor,
+        cotangents: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, ...]:
+        """`LearnedOptimizer.replay`, part by part of the optimizer, of a sample of coordinates or in chunks of them.
+
+        Args:
+            optimizer: what is replayed.
+            problem: its seeds fix the sample.
+            step: likewise.
+            state: before the first step.
+            grads: what the optimizer saw, [steps, problems, coordinates].
+            effects: what the cotangents are made from, [steps, problems, coordinates].
+            cotangents: makes them, from the effects of some coordinates, [steps, any, any].
+        """
+        meta_grads: tuple[Tensor, ...] = ()
+        for rule, columns, own in optimizer.parts():
+            seen, caused = columns.take(grads), columns.take(effects)
+            if not rule.coordinatewise:
+                meta_grads += rule.replay(seen, state[own], cotangents(caused))
+            elif self._sampled(seen[0]):
+                meta_grads += self._replay_sample(rule, problem, step, state[own], seen, cotangents(caused))
+            else:
+                meta_grads += self._replay_all(rule, state[own], seen, caused, cotangents)
+        return meta_grads
 
     def _recordable(self, rule: LearnedOptimizer, params: Tensor, steps: int) -> bool:
         """Whether all that a rule computes in a window can be kept, so that nothing need be computed again."""
@@ -94,31 +126,27 @@ class TBPTT(MetaGradient):
     def _sampled(self, params: Tensor) -> bool:
         return self.coordinates is not None and self.coordinates < params.numel()
 
-    def _replay_part(
-        self, rule: LearnedOptimizer, problem: Problem, step: int, state: State, grads: Tensor, weights: Tensor
+    def _replay_all(
+        self,
+        rule: LearnedOptimizer,
+        state: State,
+        grads: Tensor,
+        effects: Tensor,
+        cotangents: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, ...]:
-        if not rule.coordinatewise:
-            return rule.replay(grads[:-1], state, _to_come(grads[1:], weights))
-        if self._sampled(grads[0]):
-            return self._replay_sample(rule, problem, step, state, grads, weights)
-        return self._replay_all(rule, state, grads, weights)
-
-    def _replay_all(self, rule: LearnedOptimizer, state: State, grads: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         """Chunk by chunk of coordinates; the sum over chunks is taken in double precision."""
-        weights = weights / grads.shape[1]
-        columns = grads.flatten(1).unsqueeze(1)
-        size = self.chunk or rule.kernel.chunk or columns.shape[-1]
+        grads, effects = (rows.flatten(1).unsqueeze(1) for rows in (grads, effects))
+        size = self.chunk or rule.kernel.chunk or grads.shape[-1]
         parts = []
-        for begin in range(0, columns.shape[-1], size):
+        for begin in range(0, grads.shape[-1], size):
             chunk = slice(begin, begin + size)
-            seen = columns[..., chunk]
-            parts.append(rule.replay(seen[:-1], rule.select(state, chunk), _to_come(seen[1:], weights)))
+            parts.append(rule.replay(grads[..., chunk], rule.select(state, chunk), cotangents(effects[..., chunk])))
         if len(parts) == 1:
             return parts[0]
         return tuple(torch.stack(same).sum(0, dtype=torch.float64).to(same[0]) for same in zip(*parts, strict=True))
 
     def _replay_sample(
-        self, rule: LearnedOptimizer, problem: Problem, step: int, state: State, grads: Tensor, weights: Tensor
+        self, rule: LearnedOptimizer, problem: Problem, step: int, state: State, grads: Tensor, cotangents: Tensor
     ) -> tuple[Tensor, ...]:
         """A sample of coordinates.
 
@@ -126,17 +154,16 @@ class TBPTT(MetaGradient):
         is impossible) by systematic sampling, and weighted by the inverse: the sum stays unbiased.
         """
         assert self.coordinates is not None
-        to_come = _to_come(grads[1:], weights).flatten(1)
-        size = to_come.abs().amax(0).double()
+        grads, cotangents = grads.flatten(1), cotangents.flatten(1)
+        size = cotangents.abs().amax(0).double()
         share = size + 0.1 * size.mean() + torch.finfo(torch.float32).tiny
         cumulative = share.cumsum(0)
         offset = streams.uniform(problem.seeds[:1], 1, "coordinates", step).squeeze()
         ticks = (torch.arange(self.coordinates, device=size.device) + offset) * (cumulative[-1] / self.coordinates)
         columns = torch.searchsorted(cumulative, ticks).clamp(max=len(size) - 1)
-        scale = (cumulative[-1] / (self.coordinates * share[columns])).to(to_come.dtype)
-        seen = grads[:-1].flatten(1)[:, columns].unsqueeze(1)
-        cotangents = (to_come[:, columns] * scale).unsqueeze(1)
-        return rule.replay(seen, rule.select(state, columns), cotangents)
+        scale = (cumulative[-1] / (self.coordinates * share[columns])).to(cotangents.dtype)
+        seen, weighted = grads[:, columns].unsqueeze(1), (cotangents[:, columns] * scale).unsqueeze(1)
+        return rule.replay(seen, rule.select(state, columns), weighted)
 
     def _differentiate(
         self, optimizer: LearnedOptimizer, problem: Problem, point: Point, weights: Tensor
@@ -150,8 +177,8 @@ class TBPTT(MetaGradient):
 
 
 def _to_come(grads: Tensor, weights: Tensor) -> Tensor:
-    """∂(meta-loss)/∂u_t = Σ_{s>t} w_s ∇f(θ_s), [steps, problems, coordinates], of the mean over the problems given."""
-    to_come = grads * (weights / grads.shape[1]).view(-1, 1, 1)
+    """Σ_{s>t} w_s ∇f(θ_s), [steps, problems, coordinates]: ∂(meta-loss)/∂u_t, where weights hold 1/problems too."""
+    to_come = grads * weights.view(-1, 1, 1)
     for step in reversed(range(len(grads) - 1)):
         to_come[step] += to_come[step + 1]
     return to_come

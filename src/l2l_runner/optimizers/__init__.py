@@ -38,6 +38,7 @@ __all__ = [
     "HAND_DESIGNED",
     "LEARNED",
     "LSTM",
+    "Adam",
     "Group",
     "Grouped",
     "GroupsConfig",
