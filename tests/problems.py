@@ -37,6 +37,11 @@ needs_mnist = pytest.mark.skipif(
     reason="MNIST is not here: name the folder that holds MNIST/raw with the environment variable L2L_DATA",
 )
 
+needs_cifar = pytest.mark.skipif(
+    "L2L_DATA" not in os.environ or not (DATA / "cifar-10-batches-py").is_dir(),
+    reason="CIFAR-10 is not here: name the folder that holds cifar-10-batches-py with L2L_DATA",
+)
+
 # Whatever of these an optimizee has is set to this, so that tests are quick.
 SMALL = {"dim": 4, "hidden": [5], "minibatch": 6, "batch": 2, "validation_problems": 4, "test_problems": 4}
 SMALL |= {"data": "digits", "images": 60, "side": 16, "proportion": 0.8}

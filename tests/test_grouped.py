@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import OrderedDict
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import prod
@@ -14,8 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from l2l_runner import streams
+from l2l_runner import checkpoint, streams
 from l2l_runner.errors import ConfigError
 from l2l_runner.evaluation import run
 from l2l_runner.kernels.cpp import unsupported
@@ -23,9 +25,10 @@ from l2l_runner.layout import Layout
 from l2l_runner.meta import TBPTT
 from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Grouped, Optimizer
-from l2l_runner.schema import parse_optimizer
+from l2l_runner.runtime import Runtime
+from l2l_runner.schema import parse_optimizee, parse_optimizer
 from l2l_runner.unroll import start, unroll
-from problems import OPTIMIZER_FILES, RUNTIME, groups_node, lstm, optimizee, problems
+from problems import DATA, OPTIMIZER_FILES, RUNTIME, groups_node, lstm, optimizee, problems
 from running import SMALL, assert_one_sentence, best, evaluate, read_json, same_bits, train
 
 pytestmark = pytest.mark.usefixtures("sketches")
@@ -403,3 +406,32 @@ def test_groups_are_made_on_the_command_line(tmp_path: Path) -> None:
         ("optimizer.groups.other.patterns=[x]", "optimizer.groups.other.optimizer is missing"),
     ]:
         assert_one_sentence(train(tmp_path / words, *GROUPS, "meta.coordinates=20", bad), words)
+
+
+class Net(nn.Sequential):
+    """A convolution and a linear layer for digits, with any number of classes."""
+
+    def __init__(self, classes: int) -> None:
+        layers = {"conv": nn.Conv2d(1, 2, 3), "tanh": nn.Tanh(), "flatten": nn.Flatten()}
+        super().__init__(OrderedDict({**layers, "linear": nn.Linear(72, classes)}))
+
+
+def test_what_learned_on_some_labels_is_tried_on_others(tmp_path: Path) -> None:
+    model = [f"optimizee.model._target_={__name__}.Net", "++optimizee.model.classes=5"]
+    ended = train(tmp_path / "run", *GROUPS, *model, "optimizee.labels=[5,6,7,8,9]", "evaluate=false")
+    assert ended.code == 0, ended.err
+    content = best(tmp_path / "run")
+    seeds = streams.seeds(0, "test", 0, 4)
+    for labels in ([0, 1, 2, 3, 4], [0, 1]):
+        folder = tmp_path / str(len(labels))
+        other = [f"optimizee.labels={labels}".replace(" ", ""), f"optimizee.model.classes={len(labels)}"]
+        ended = evaluate(folder, f"checkpoint={tmp_path / 'run'}", *other, "tune.enabled=false", "device=cpu")
+        assert ended.code == 0, ended.err
+        shown = read_json(folder / "comparison.json")["optimizers"]["groups"]["curve"]
+        changes = {"labels": labels, "model": {"_target_": f"{__name__}.Net", "classes": len(labels)}}
+        distribution = parse_optimizee({**content["config"]["optimizee"], **changes})
+        optimizer = checkpoint.restore_optimizer(content, tmp_path).fitted(distribution.layout())
+        curves = run(optimizer, distribution, seeds, 10, Runtime(data_root=DATA), 10**6)
+        assert shown == pytest.approx(curves.losses.mean(1).tolist(), rel=1e-4)
+    wrong = evaluate(tmp_path / "wrong", f"checkpoint={tmp_path / 'run'}", "optimizee.labels=[0,1]")
+    assert_one_sentence(wrong, "returns [2, 5]", "expected scores [2, 2]")

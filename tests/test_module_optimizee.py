@@ -14,21 +14,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from l2l_runner import streams
+from l2l_runner import checkpoint, streams
 from l2l_runner.data import load_images
 from l2l_runner.errors import ConfigError, DataError
-from l2l_runner.models.convnet import ConvNet, DigitsConvNet
+from l2l_runner.models.convnet import CifarConvNet, ConvNet, DigitsConvNet
 from l2l_runner.models.resnet import CifarResNet
-from problems import DATA, RUNTIME, optimizee, problems, scattered
+from l2l_runner.schema import parse_optimizee
+from problems import DATA, OPTIMIZEE_FILES, OPTIMIZER_FILES, RUNTIME, needs_cifar, optimizee, problems, scattered
 from running import SMALL, assert_one_sentence, evaluate, read_json, train
 
 CPU = torch.device("cpu")
-CIFAR = DATA / "cifar-10-batches-py"
 RESNET20 = DATA / "hub" / "checkpoints" / "resnet20-12fca82f.th"
-needs_cifar = pytest.mark.skipif(
-    "L2L_DATA" not in os.environ or not CIFAR.is_dir(),
-    reason="CIFAR-10 is not here: name the folder that holds cifar-10-batches-py with L2L_DATA",
-)
 needs_resnet20 = pytest.mark.skipif(
     not RESNET20.is_file(), reason="resnet20-12fca82f.th is not in hub/checkpoints of the folder that L2L_DATA names"
 )
@@ -130,8 +126,8 @@ class Counting(nn.Sequential):
 
 
 class Sized(nn.Sequential):
-    def __init__(self, width: int) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 10))
+    def __init__(self, width: int, classes: int = 10) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, classes))
 
 
 class Pair(nn.Sequential):
@@ -388,7 +384,7 @@ def test_the_accuracy_can_be_read_on_fewer_images():
 def test_cifar_is_what_its_files_hold(split):
     files = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     images = load_images("cifar10", split, DATA, False, CPU)
-    raw = [pickle.loads((CIFAR / name).read_bytes(), encoding="bytes") for name in files]
+    raw = [pickle.loads((DATA / "cifar-10-batches-py" / name).read_bytes(), encoding="bytes") for name in files]
     assert images.shape == (3, 32, 32)
     assert np.array_equal(images.images.numpy(), np.concatenate([part[b"data"] for part in raw]))
     assert images.labels.tolist() == [label for part in raw for label in part[b"labels"]]
@@ -399,6 +395,38 @@ def test_missing_cifar_is_said_with_its_place(tmp_path):
         load_images("cifar10", "train", tmp_path, False, CPU)
     assert str(tmp_path / "cifar-10-batches-py") in str(caught.value)
     assert "L2L_DATA" in str(caught.value)
+
+
+def test_labels_are_those_that_are_kept_renumbered_in_their_order():
+    whole = problems("module", 2)
+    model = {"_target_": f"{__name__}.Sized", "width": 4, "classes": 3}
+    problem = problems("module", 2, labels=[7, 2, 5], model=model)
+    for mine, theirs in ((problem.train, whole.train), (problem.test, whole.test)):
+        kept = [i for i, label in enumerate(theirs.labels.tolist()) if label in (7, 2, 5)]
+        assert torch.equal(mine.images, theirs.images[kept])
+        assert mine.labels.tolist() == [[7, 2, 5].index(label) for label in theirs.labels[kept].tolist()]
+    assert problem.layout.shapes["3.weight"] == (3, 4)
+    start = problem.init()
+    index = streams.integers(problem.seeds, 6, len(problem.train.labels), "minibatch", 3)
+    for i in range(2):
+        module = Sized(4, 3).double()
+        module.load_state_dict({name: value[i] for name, value in start.items()})
+        pixels = (problem.train.images[index[i]].double() / 16).view(-1, 1, 8, 8)
+        expected = F.cross_entropy(module(pixels), problem.train.labels[index[i]])
+        torch.testing.assert_close(problem.loss(start, 3)[i], expected, rtol=1e-12, atol=0)
+    everything = problems("module", 2, labels=list(range(10)))
+    assert torch.equal(everything.loss(everything.init(), 1), whole.loss(whole.init(), 1))
+
+
+def test_an_older_checkpoint_of_a_module_has_all_labels(tmp_path):
+    node = {key: value for key, value in OPTIMIZEE_FILES["module"].items() if key != "labels"}
+    config = {"seed": 0, "optimizee": node, "optimizer": OPTIMIZER_FILES["lstm"]}
+    optimizer = checkpoint.build_optimizer({**config, "optimizee": OPTIMIZEE_FILES["module"]}, 0)
+    state = {"config": config, "optimizer": optimizer.state_dict(), "meta_optimizer": {}, "progress": {}}
+    checkpoint.save(tmp_path / "best.pt", state)
+    content = checkpoint.load(tmp_path / "best.pt")
+    assert parse_optimizee(content["config"]["optimizee"]).labels is None
+    assert checkpoint.restore_optimizer(content, tmp_path / "best.pt").coordinatewise
 
 
 # Networks
@@ -431,6 +459,35 @@ def test_convnet_has_the_sizes_of_its_description():
         assert module(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(("side", "classes"), [(32, 10), (16, 5), (8, 2)])
+def test_cifar_convnet_is_that_of_the_paper(side, classes):
+    distribution = optimizee(
+        "module", model={"_target_": "l2l_runner.models.convnet.CifarConvNet", "side": side, "classes": classes},
+        data="cifar10", labels=list(range(classes)), resize=side,
+    )  # fmt: skip
+    flat_size = 16 * (side // 8) ** 2
+    shapes = {name: shape for name, shape in distribution.layout().shapes.items() if "norm" not in name}
+    assert shapes == {
+        "conv1.weight": (16, 3, 5, 5), "conv2.weight": (16, 16, 5, 5), "conv3.weight": (16, 16, 5, 5),
+        "linear1.weight": (32, flat_size), "linear2.weight": (classes, 32), "linear2.bias": (classes,),
+    }  # fmt: skip
+    # The same by hand, on one image's own terms: max-pooling takes the largest of four, norms are over the batch.
+    module, images = CifarConvNet(side, classes), torch.randn(5, 3, side, side)
+
+    def normed(x, over):
+        mean, variance = x.mean(over, keepdim=True), x.var(over, unbiased=False, keepdim=True)
+        return ((x - mean) / (variance + 1e-5).sqrt()).relu()
+
+    x = images
+    for conv in (module.conv1, module.conv2, module.conv3):
+        x = F.unfold(F.pad(x, (2, 2, 2, 2)), 5).transpose(1, 2) @ conv.weight.flatten(1).T
+        height = round(x.shape[1] ** 0.5)
+        x = normed(x.transpose(1, 2).reshape(5, 16, height, height), (0, 2, 3))
+        x = torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).amax(0)
+    x = normed(x.flatten(1) @ module.linear1.weight.T, 0)
+    torch.testing.assert_close(module(images), x @ module.linear2.weight.T + module.linear2.bias, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (56, 853_018)])
 def test_resnets_have_the_sizes_of_the_paper(depth, parameters):
     module = CifarResNet(depth)
@@ -460,6 +517,12 @@ def test_a_pretrained_resnet20_recognises_cifar():
 
 GOOGLENET = ["optimizee.model._target_=torchvision.models.googlenet"]
 BAD = [
+    (["optimizee.labels=[1,10]"], ["optimizee.labels[1] is 10", "< 10"]),
+    (["optimizee.labels=[1,-1]"], ["optimizee.labels[1] is -1", "≥ 0"]),
+    (["optimizee.labels=[1]"], ["optimizee.labels is [1]", "two or more"]),
+    (["optimizee.labels=[1,2,1]"], ["optimizee.labels is [1, 2, 1]", "all different"]),
+    (["optimizee.labels=3"], ["optimizee.labels is 3", "list"]),
+    (["optimizee.labels=[1,2,3]"], ["returns [2, 10]", "expected scores [2, 3]", "num_classes=3"]),
     (["optimizee.model=3"], ["optimizee.model is 3", "group of keys"]),
     (["~optimizee.model._target_"], ["optimizee.model._target_ is None", "import path"]),
     (["optimizee.model._target_=3"], ["optimizee.model._target_ is 3", "import path"]),

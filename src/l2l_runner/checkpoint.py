@@ -27,6 +27,7 @@ from l2l_runner.optimizers import LEARNED, HandDesigned, LearnedOptimizer
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 
 FORMAT = 1
+SINCE = {"module": {"labels": None}}  # what keys that optimizees of older checkpoints haven't got stand for in them
 _KEYS = {"format", "config", "optimizer", "meta_optimizer", "progress"}
 
 
@@ -127,6 +128,8 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint format {content['format']}; expected {FORMAT}: read it with the version of "
             "l2l_runner that wrote it."
         )
+    optimizee = content["config"].get("optimizee", {})
+    optimizee.update({**SINCE.get(optimizee.get("name"), {}), **optimizee})
     return content
 
 

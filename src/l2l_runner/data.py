@@ -46,13 +46,26 @@ def places(given: str, root: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=8)
-def load_images(name: str, split: str, root: Path, download: bool, device: torch.device, pool: int = 1) -> Images:
+def load_images(
+    name: str,
+    split: str,
+    root: Path,
+    download: bool,
+    device: torch.device,
+    pool: int = 1,
+    keep: tuple[int, ...] | None = None,
+) -> Images:
     """The `train` or `test` part of `mnist`, `cifar10` or `digits`, averaged over squares of pool × pool pixels.
+
+    Of the labels in `keep`, if it isn't None: their images alone, with the labels' places in it as labels.
 
     Raises:
         DataError: the files are not in `root` and could not be downloaded.
     """
     images, labels, white = {"mnist": _mnist, "cifar10": _cifar10, "digits": _digits}[name](split, root, download)
+    if keep is not None:
+        matches = labels.unsqueeze(1) == torch.tensor(keep)
+        images, labels = images[matches.any(1)], matches[matches.any(1)].int().argmax(1)
     if pool > 1:
         images = F.avg_pool2d(images.float(), pool).round().to(torch.uint8)
     shape = (SHAPES[name][0], images.shape[-2], images.shape[-1])

@@ -1,4 +1,4 @@
-"""Small convolutional networks for digits."""
+"""Small convolutional networks."""
 
 from __future__ import annotations
 
@@ -42,3 +42,33 @@ class DigitsConvNet(nn.Sequential):
                 linear=nn.Linear(8 * 3 * 3, 10),
             )
         )
+
+
+class CifarConvNet(nn.Sequential):
+    """The CIFAR-10 network of Andrychowicz et al. 2016 (arXiv 1606.04474, section 3.3).
+
+    [N, 3, side, side] → [N, classes]: three 5×5 convolutions of 16 channels (as many as in the code released with the
+    paper), each with ReLU and max-pooling, 32 fully connected ReLU units, and the scores; batch norm before every
+    ReLU. The layers that it follows have no biases, which it would take away again. All start as PyTorch's layers do:
+    the paper says nothing of it.
+    """
+
+    def __init__(self, side: int = 32, classes: int = 10):
+        """Build the layers.
+
+        Args:
+            side: height and width of the images, 8 at least.
+            classes: number of scores.
+        """
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, channels in enumerate((3, 16, 16), start=1):
+            layers[f"conv{i}"] = nn.Conv2d(channels, 16, 5, padding=2, bias=False)
+            layers[f"conv{i}_norm"] = nn.BatchNorm2d(16)
+            layers[f"relu{i}"] = nn.ReLU()
+            layers[f"pool{i}"] = nn.MaxPool2d(2)
+        layers["flatten"] = nn.Flatten()
+        layers["linear1"] = nn.Linear(16 * (side // 8) ** 2, 32, bias=False)
+        layers["linear1_norm"] = nn.BatchNorm1d(32)
+        layers["relu4"] = nn.ReLU()
+        layers["linear2"] = nn.Linear(32, classes)
+        super().__init__(layers)

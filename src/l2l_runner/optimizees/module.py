@@ -26,13 +26,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from l2l_runner import streams
 from l2l_runner.data import SHAPES, Images, load_images, places
 from l2l_runner.errors import ConfigError, reason
-from l2l_runner.fields import above, at_least, choice, path
+from l2l_runner.fields import above, at_least, between, choice, path
 from l2l_runner.imports import module_maker
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.runtime import Runtime
 
-CLASSES = 10
+CLASSES = 10  # of each data set
 TEST_BATCH = 500  # test images computed at once, which bounds memory
 VMAP_ON_CPU = 10_000  # coordinates: beyond them one problem after another is as fast, or up to 3.5 times faster
 TARGET = "_target_"
@@ -49,6 +49,7 @@ class Module(Optimizee):
         model: `_target_`, the import path of a subclass of nn.Module or of a function that says it returns one, and
             keyword arguments for it.
         data: mnist, cifar10 or digits; images go in as [N, channels, height, width].
+        labels: those of the data set's labels 0 … 9 that there are, renumbered from 0 in this order; null for all.
         resize: height and width to which images are brought; null leaves them as they are.
         mean: of each channel, subtracted from pixels in [0, 1]; null for none.
         std: of each channel, by which pixels are then divided; null for none.
@@ -62,6 +63,7 @@ class Module(Optimizee):
 
     model: dict[str, Any]
     data: str = choice(*SHAPES)
+    labels: tuple[int, ...] | None = between(0, CLASSES)
     resize: int | None = at_least(1)
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None = above(0)
@@ -70,6 +72,20 @@ class Module(Optimizee):
     prefix: str
     batch_norm: str = choice("batch", "frozen")
     test_images: int | None = at_least(1)
+
+    def __post_init__(self) -> None:
+        """Refuse labels that are no choice of classes.
+
+        Raises:
+            ConfigError: fewer than two, or the same one twice.
+        """
+        if self.labels is not None and not len(self.labels) == len(set(self.labels)) >= 2:
+            raise ConfigError(f"optimizee.labels is {list(self.labels)}; expected two or more, all different, or null.")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that are told apart."""
+        return CLASSES if self.labels is None else len(self.labels)
 
     def layout(self) -> Layout:
         """The layout of the module's trainable parameters, in the module's order.
@@ -81,7 +97,7 @@ class Module(Optimizee):
 
     def sample(self, seeds: Tensor, runtime: Runtime) -> Problem:
         where = (runtime.data_root, runtime.download, runtime.device)
-        train, test = (load_images(self.data, split, *where) for split in ("train", "test"))
+        train, test = (load_images(self.data, split, *where, keep=self.labels) for split in ("train", "test"))
         return _ModuleProblems(self, seeds.to(runtime.device), runtime, train, test)
 
     def build(self, seed: int) -> nn.Module:
@@ -109,7 +125,7 @@ class Module(Optimizee):
         network = Network(self.build(0), self.batch_norm)
         size = (height, width) if self.resize is None else (self.resize, self.resize)
         shape = (min(2, self.minibatch), channels, *size)
-        network.try_on(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+        network.try_on(torch.rand(shape, generator=torch.Generator().manual_seed(0)), self.classes)
         return network
 
     def start(self, seeds: Sequence[int], root: Path) -> Params:
@@ -136,6 +152,8 @@ class Module(Optimizee):
             pixels = pixels - pixels.new_tensor(self.mean).view(-1, 1, 1)
         if self.std is not None:
             pixels = pixels / pixels.new_tensor(self.std).view(-1, 1, 1)
+        if pixels.device.type == "cpu":  # where layers are faster with the channels of a pixel side by side
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pixels.view(*index.shape, *pixels.shape[1:])
 
 
@@ -181,7 +199,7 @@ class Network:
             scores: Tensor = functional_call(self.module, at, (images,), tie_weights=False)
         return scores
 
-    def try_on(self, images: Tensor) -> None:
+    def try_on(self, images: Tensor, classes: int) -> None:
         """Compute some images, as one problem and as two.
 
         Raises:
@@ -200,12 +218,12 @@ class Network:
                 scores = self(values, images)
             except Exception as error:  # somebody else's code
                 raise ConfigError(f"optimizee.model cannot compute images {shape}: {reason(error)}.") from error
-            expected = [len(images), CLASSES]
+            expected = [len(images), classes]
             if not isinstance(scores, Tensor) or list(scores.shape) != expected:
                 found = list(scores.shape) if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
                 raise ConfigError(
                     f"optimizee.model returns {found} for images {shape}; expected scores {expected} "
-                    "(torchvision's networks take num_classes=10)."
+                    f"(torchvision's networks take num_classes={classes})."
                 )
             for name, value in self.constants.items():
                 if not torch.equal(values[name], value):
