@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from l2l_runner import checkpoint, streams
+from l2l_runner import LearnedOptimizer, checkpoint, streams
 from l2l_runner.errors import ConfigError
 from l2l_runner.evaluation import run
 from l2l_runner.kernels.cpp import unsupported
@@ -339,6 +339,40 @@ def test_an_evaluation_is_that_of_the_fitted_rule() -> None:
     curves = [run(one, large, seeds, 5, RUNTIME, 10**6) for one in (optimizer.fitted(large.layout()), theirs)]
     assert torch.equal(curves[0].losses, curves[1].losses)
     assert prod(curves[0].losses.shape) == 18
+
+
+# In anybody's loop
+
+
+@pytest.mark.parametrize("mix", [(LSTM, OTHER), (ADAM, RNNPROP), (SGD, LSTM)], ids=["lstms", "adam", "sgd"])
+def test_the_drop_in_optimizer_takes_the_rule_of_each_name(mix: tuple[dict[str, Any], ...]) -> None:
+    problem = four()
+    problem = optimizee("digits", hidden=[3], pool=2).sample(problem.seeds[:1], RUNTIME)
+    rule = grouped(problem.layout, *mix)
+    expected = [point.loss.item() for _, point in unroll(problem, rule, start(problem, rule), 8)]
+    params = {name: nn.Parameter(value) for name, value in problem.init().items()}
+    optimizer = LearnedOptimizer(params.items(), rule)
+    for step, after in enumerate(expected):
+        optimizer.zero_grad()
+        problem.loss(params, step).sum().backward()
+        optimizer.step()
+        assert problem.loss(params, step + 1).item() == pytest.approx(after, rel=1e-9)
+        if step == 3:  # a state goes into another one, and the copy goes on alike
+            other = LearnedOptimizer(params.items(), rule)
+            other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer = copy.deepcopy(other)
+            params = dict(zip(params, optimizer.param_groups[0]["params"], strict=True))
+
+
+def test_the_drop_in_optimizer_wants_names_that_fit() -> None:
+    rule = grouped(four().layout, LSTM, OTHER)
+    module = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match=r"has groups of parameters, by their names: .*named_parameters\(\)"):
+        LearnedOptimizer(module.parameters(), rule)
+    with pytest.raises(ConfigError, match=r"the parameter weight fits none of them"):
+        LearnedOptimizer(module.named_parameters(), rule)
+    with pytest.raises(ConfigError, match=r"was trained for problems of one size"):
+        LearnedOptimizer(module.named_parameters(), grouped(four().layout, LSTM, WHOLE))
 
 
 # Whole runs

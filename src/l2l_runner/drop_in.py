@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from l2l_runner import checkpoint
 from l2l_runner.cards import pretrained
 from l2l_runner.errors import ConfigError
 from l2l_runner.optimizers.base import LearnedOptimizer as Rule
+from l2l_runner.optimizers.base import Optimizer
+from l2l_runner.optimizers.grouped import Grouped
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -30,7 +33,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     coordinate (320 bytes with the usual 2 × 20 units), in single precision at least, whatever the parameters are in.
 
     Args:
-        params: parameters, or groups of them as dictionaries, as in torch.optim.
+        params: parameters, or groups of them as dictionaries, as in torch.optim; with their names, as
+            `model.named_parameters()` gives them, where the optimizer has groups of its own (optimizer=groups).
         optimizer: the name of a pretrained one (`l2l_runner.pretrained()` lists them), a checkpoint or the folder of
             its run, or a learned optimizer itself.
         lr: factor of the updates; a group may have its own, and a scheduler may change it (those that cycle momentum
@@ -39,7 +43,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Raises:
         CheckpointError: there is no such optimizer.
-        ConfigError: it isn't coordinatewise, or the kernel cannot be had.
+        ConfigError: it isn't coordinatewise, or the kernel cannot be had; or it has groups, and a parameter has no
+            name, or none that fits one of them.
         TypeError: it is no such thing.
         ValueError: lr is negative.
     """
@@ -70,11 +75,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """As in torch.optim.
 
         Raises:
+            ConfigError: a parameter is in none of the optimizer's groups.
             ValueError: its lr is negative.
         """
         lr = param_group.get("lr", self.defaults["lr"])
         if not lr >= 0:
             raise ValueError(f"lr is {lr}; expected a factor of the updates that is ≥ 0.")
+        if isinstance(self.rule, Grouped):
+            params = param_group["params"]
+            param_group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
+            for param in params:
+                if not isinstance(param, tuple):
+                    raise ConfigError(
+                        "This optimizer has groups of parameters, by their names: give LearnedOptimizer "
+                        "model.named_parameters() instead of model.parameters()."
+                    )
+                self.rule.rule_of(param[0])
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -95,12 +111,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for param in group["params"]:
+            for param, name in _named(group):
                 if param.grad is not None:
-                    self._update(param, group["lr"])
+                    self._update(param, name, group["lr"])
         return loss
 
-    def _update(self, param: Tensor, lr: float | Tensor) -> None:
+    def _update(self, param: Tensor, name: str, lr: float | Tensor) -> None:
         grad = param.grad
         assert grad is not None
         if grad.layout != torch.strided or grad.is_complex():
@@ -111,11 +127,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         # Half precision cannot hold the state, nor gradients that vanish.
         dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
-        rule = self._rule_for(param.device, dtype)
+        rule = _single(self._rule_for(param.device, dtype), name)
         row = grad.to(dtype).reshape(1, -1)
         state = self.state[param]
         values = tuple(value.to(row) for value in _in_order(state)) if state else rule.init(row)
-        update, following = rule.update(row, values, row)
+        update, following = rule.update(row, values, param.to(dtype).reshape(1, -1))
         state.update({f"state_{index}": value for index, value in enumerate(following)})
         param.add_((lr * update).reshape(param.shape))
 
@@ -134,11 +150,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: it is the state of an optimizer of another architecture, or of other parameters.
         """
-        params = [param for group in self.param_groups for param in group["params"]]
+        named = [pair for group in self.param_groups for pair in _named(group)]
         names = [name for group in state_dict["param_groups"] for name in group["params"]]
         states = {name: state_dict["state"][name] for name in names if name in state_dict["state"]}
-        for param, name in zip(params, names, strict=False):
-            expected = [list(value.shape) for value in self.rule.init(torch.empty(1, param.numel(), device="meta"))]
+        for (param, own_name), name in zip(named, names, strict=False):
+            blank = _single(self.rule, own_name).init(torch.empty(1, param.numel(), device="meta"))
+            expected = [list(value.shape) for value in blank]
             found = [list(value.shape) for value in _in_order(states[name])] if name in states else expected
             if found != expected:
                 raise ValueError(
@@ -147,7 +164,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 )
         super().load_state_dict(dict(state_dict))
         # PyTorch casts states to the type of their parameters; these may be more precise.
-        for param, name in zip(params, names, strict=True):
+        for (param, _), name in zip(named, names, strict=True):
             if name in states:
                 self.state[param] = {
                     key: value.detach().clone().to(param.device) for key, value in states[name].items()
@@ -159,6 +176,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._rules = {}
+
+
+def _named(group: dict[str, Any]) -> Iterator[tuple[Tensor, str]]:
+    """The parameters of a group with their names, which are empty where none were given."""
+    return zip(group["params"], group.get("param_names", repeat("")), strict=False)
+
+
+def _single(rule: Rule, name: str) -> Optimizer:
+    """The rule for a parameter of that name."""
+    return rule.rule_of(name) if isinstance(rule, Grouped) else rule
 
 
 def _in_order(state: Mapping[str, Tensor]) -> list[Tensor]:

@@ -159,9 +159,19 @@ class Grouped(LearnedOptimizer):
     def parts(self) -> Sequence[Part]:
         return [Part(rule, columns, own) for rule, columns, own in self._members if isinstance(rule, LearnedOptimizer)]
 
+    def rule_of(self, name: str) -> Optimizer:
+        """The rule for a parameter of that name.
+
+        Raises:
+            ConfigError: as `GroupsConfig.assign`.
+        """
+        groups = self.config.assign(Layout({name: ()}))
+        return next(self._by_name[group] for group, own in groups.items() if own)
+
     def use_kernel(self, name: str) -> None:
-        for part in self.parts():
-            part.rule.use_kernel(name)
+        for rule in self._by_name.values():
+            if isinstance(rule, LearnedOptimizer):
+                rule.use_kernel(name)
 
     def rates(self) -> dict[str, Tensor]:
         return {name: rate for part in self.parts() for name, rate in part.rule.rates().items()}
