@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path
+from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +177,17 @@ def test_an_empty_word_is_no_path():
     assert parse(Place, {"folder": None}).folder is None
     with pytest.raises(ConfigError, match=re.escape("folder is ''; expected a path.")):
         parse(Place, {"folder": ""})
+
+
+def test_a_range_may_hold_both_its_ends():
+    @dataclass(frozen=True)
+    class Share:
+        share: float = within(0, 1)
+
+    assert [parse(Share, {"share": value}).share for value in (0, 0.5, 1)] == [0, 0.5, 1]
+    for value in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match=re.escape(f"share is {value}; expected a number ≥ 0 and ≤ 1.")):
+            parse(Share, {"share": value})
 
 
 @pytest.mark.parametrize("changes", [{"steps": 0}, {"momentum": 0}, {"rate": 5e-324}, {"widths": [1]}], ids=str)

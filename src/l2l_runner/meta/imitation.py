@@ -61,7 +61,7 @@ class Imitation(MetaGradient):
                 scale += expected.square().sum(-1)
                 point = reached
             distance = (differences.square().sum((0, 2)) / scale).mean()
-            cotangents = differences * (2 / (scale * len(scale))).unsqueeze(-1)
+            cotangents = differences.mul_((2 / (scale * len(scale))).unsqueeze(-1))
             meta_grads = self.tbptt.replay(optimizer, problem, point.step, begun, grads, cotangents, _as_they_are)
             yield Estimate(distance, meta_grads, losses, imitates=True)
 
