@@ -459,20 +459,20 @@ def test_convnet_has_the_sizes_of_its_description():
         assert module(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
-@pytest.mark.parametrize(("side", "classes"), [(32, 10), (16, 5), (8, 2)])
-def test_cifar_convnet_is_that_of_the_paper(side, classes):
-    distribution = optimizee(
-        "module", model={"_target_": "l2l_runner.models.convnet.CifarConvNet", "side": side, "classes": classes},
-        data="cifar10", labels=list(range(classes)), resize=side,
-    )  # fmt: skip
-    flat_size = 16 * (side // 8) ** 2
+@pytest.mark.parametrize(("side", "classes", "channels"), [(32, 10, 16), (16, 5, 16), (8, 2, 4)])
+def test_cifar_convnet_is_that_of_the_paper(side, classes, channels):
+    model = {"_target_": "l2l_runner.models.convnet.CifarConvNet", "side": side, "classes": classes}
+    changes = {"data": "cifar10", "labels": list(range(classes)), "resize": side}
+    distribution = optimizee("module", model={**model, "channels": channels}, **changes)
+    flat_size = channels * (side // 8) ** 2
     shapes = {name: shape for name, shape in distribution.layout().shapes.items() if "norm" not in name}
     assert shapes == {
-        "conv1.weight": (16, 3, 5, 5), "conv2.weight": (16, 16, 5, 5), "conv3.weight": (16, 16, 5, 5),
+        "conv1.weight": (channels, 3, 5, 5), "conv2.weight": (channels, channels, 5, 5),
+        "conv3.weight": (channels, channels, 5, 5),
         "linear1.weight": (32, flat_size), "linear2.weight": (classes, 32), "linear2.bias": (classes,),
     }  # fmt: skip
     # The same by hand, on one image's own terms: max-pooling takes the largest of four, norms are over the batch.
-    module, images = CifarConvNet(side, classes), torch.randn(5, 3, side, side)
+    module, images = CifarConvNet(side, classes, channels), torch.randn(5, 3, side, side)
 
     def normed(x, over):
         mean, variance = x.mean(over, keepdim=True), x.var(over, unbiased=False, keepdim=True)
@@ -482,7 +482,7 @@ def test_cifar_convnet_is_that_of_the_paper(side, classes):
     for conv in (module.conv1, module.conv2, module.conv3):
         x = F.unfold(F.pad(x, (2, 2, 2, 2)), 5).transpose(1, 2) @ conv.weight.flatten(1).T
         height = round(x.shape[1] ** 0.5)
-        x = normed(x.transpose(1, 2).reshape(5, 16, height, height), (0, 2, 3))
+        x = normed(x.transpose(1, 2).reshape(5, channels, height, height), (0, 2, 3))
         x = torch.stack([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).amax(0)
     x = normed(x.flatten(1) @ module.linear1.weight.T, 0)
     torch.testing.assert_close(module(images), x @ module.linear2.weight.T + module.linear2.bias, rtol=1e-4, atol=1e-4)

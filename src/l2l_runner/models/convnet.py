@@ -53,21 +53,22 @@ class CifarConvNet(nn.Sequential):
     the paper says nothing of it.
     """
 
-    def __init__(self, side: int = 32, classes: int = 10):
+    def __init__(self, side: int = 32, classes: int = 10, channels: int = 16):
         """Build the layers.
 
         Args:
             side: height and width of the images, 8 at least.
             classes: number of scores.
+            channels: of each convolution; fewer make a smaller network to learn on.
         """
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for i, channels in enumerate((3, 16, 16), start=1):
-            layers[f"conv{i}"] = nn.Conv2d(channels, 16, 5, padding=2, bias=False)
-            layers[f"conv{i}_norm"] = nn.BatchNorm2d(16)
+        for i, inputs in enumerate((3, channels, channels), start=1):
+            layers[f"conv{i}"] = nn.Conv2d(inputs, channels, 5, padding=2, bias=False)
+            layers[f"conv{i}_norm"] = nn.BatchNorm2d(channels)
             layers[f"relu{i}"] = nn.ReLU()
             layers[f"pool{i}"] = nn.MaxPool2d(2)
         layers["flatten"] = nn.Flatten()
-        layers["linear1"] = nn.Linear(16 * (side // 8) ** 2, 32, bias=False)
+        layers["linear1"] = nn.Linear(channels * (side // 8) ** 2, 32, bias=False)
         layers["linear1_norm"] = nn.BatchNorm1d(32)
         layers["relu4"] = nn.ReLU()
         layers["linear2"] = nn.Linear(32, classes)
