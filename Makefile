@@ -4,12 +4,15 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers
+FIGURE ?= all
+BUDGET ?= cpu
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-mnist test lint format bench bench-peers wheel clean
+.PHONY: help setup train train-mnist reproduce-paper test lint format bench bench-peers wheel clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +29,9 @@ train-mnist: $(READY) ## The same on the MNIST MLP, first on images averaged to 
 	$(BIN)/python -m l2l_runner.train optimizee=mnist optimizee.pool=2 meta.steps=600 meta.lr=0.005 \
 		meta.schedule=constant meta.coordinates=null evaluate=false hydra.run.dir=$$run-14x14 $(ARGS) && \
 	$(BIN)/python -m l2l_runner.train experiment=paper_mnist init=$$run-14x14 hydra.run.dir=$$run $(ARGS)
+
+reproduce-paper: $(READY) ## All figures of the paper, expected beside obtained (FIGURE=4 BUDGET=quick|cpu|paper JOBS=2)
+	$(BIN)/python -m l2l_runner.reproduce figure=$(FIGURE) budget=$(BUDGET) jobs=$(JOBS) device.threads=1 $(ARGS)
 
 test: $(READY) ## Lint, types, tests
 	$(BIN)/ruff check .

@@ -54,15 +54,15 @@ class Ended:
 
 def train(folder: Path | None, *arguments: str) -> Ended:
     """`python -m l2l_runner.train`, in this process, in `folder` where one is given."""
-    return _call(train_module.main, folder, arguments)
+    return call(train_module.main, folder, arguments)
 
 
 def evaluate(folder: Path | None, *arguments: str) -> Ended:
     """`python -m l2l_runner.eval`, likewise."""
-    return _call(eval_module.main, folder, arguments)
+    return call(eval_module.main, folder, arguments)
 
 
-def _call(main: Callable[[], None], folder: Path | None, arguments: Sequence[str]) -> Ended:
+def call(main: Callable[[], None], folder: Path | None, arguments: Sequence[str]) -> Ended:
     out, err = io.StringIO(), io.StringIO()
     root = logging.getLogger()
     handlers, level, raising, argv = root.handlers[:], root.level, logging.raiseExceptions, sys.argv

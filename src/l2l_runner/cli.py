@@ -61,7 +61,7 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
         prepare: rewrites the command line's overrides before Hydra sees them.
 
     Raises:
-        SystemExit: with 1 after a user's error, 130 after Ctrl-C.
+        SystemExit: with 1 after a user's error (3 where it was data that cannot be had), 130 after Ctrl-C.
     """
     OmegaConf.register_new_resolver(
         "unique", lambda: f"{time.time_ns() // 1000 % 1_000_000:06d}-{os.getpid()}", use_cache=True, replace=True
@@ -80,7 +80,7 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
             lambda config: _run_job(config, job)
         )()
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error))
     except OSError as error:
@@ -95,9 +95,9 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentence: str, exit_code: int = 1) -> None:
     print(f"Error: {sentence}", file=sys.stderr)
-    raise SystemExit(1)
+    raise SystemExit(exit_code)
 
 
 def _run_job(config: DictConfig, job: Job) -> float:
@@ -131,7 +131,7 @@ def _run_job(config: DictConfig, job: Job) -> float:
     except (UserError, OmegaConfBaseException) as error:
         sentence = str(error) if isinstance(error, UserError) else explain(error)
         if not sweeping:
-            _fail(sentence)
+            _fail(sentence, error.exit_code if isinstance(error, UserError) else 1)
         log.error("Error: %s", sentence)
         folder.write_json("result.json", {"status": "failed", "score": None, "error": sentence})
     except Exception as error:

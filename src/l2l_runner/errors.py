@@ -5,7 +5,9 @@ Everything else that is raised is a bug, and keeps its traceback.
 
 
 class UserError(Exception):
-    """Base of all errors that the command line prints as one sentence and answers with exit code 1."""
+    """Base of all errors that the command line prints as one sentence and answers with their exit code."""
+
+    exit_code = 1
 
 
 class ConfigError(UserError):
@@ -18,6 +20,8 @@ class CheckpointError(UserError):
 
 class DataError(UserError):
     """A data set that is not there and cannot be fetched."""
+
+    exit_code = 3  # so that a script can go on with what needs no data
 
 
 class StorageError(UserError):

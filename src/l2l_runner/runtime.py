@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -80,3 +81,14 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """What a reader needs to know of the machine to judge how long something took."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    parts = {"processor": f"{os.cpu_count()} cores of {name}", "pytorch": f"PyTorch {torch.__version__}"}
+    return ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}) | parts

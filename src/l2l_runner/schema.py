@@ -16,6 +16,8 @@ from l2l_runner.optimizees import OPTIMIZEES, Imbalance, Optimizee
 from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, Adam, Group, GroupsConfig, HandDesigned, LearnedConfig
 
 SCORES = ("final", "sum")
+FIGURES = ("4", "5", "6", "7", "8", "9", "long")
+"""Figures of the paper, and the one that goes on where the paper's optimizer fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +345,60 @@ class EvalConfig:
     data: Data
 
 
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much of the paper's protocol is computed.
+
+    Attributes:
+        name: the configuration's name for it.
+        hidden: hidden units a layer of the nets of figure 6.
+        layers: hidden layers of the nets of figure 6.
+        train: settings of all meta-trainings.
+        eval: settings of all evaluations.
+        settings: more of them, by shell patterns of the stages' names; where two say something, the last counts.
+    """
+
+    name: str
+    hidden: tuple[int, ...] = at_least(1)
+    layers: tuple[int, ...] = at_least(1)
+    train: tuple[str, ...]
+    eval: tuple[str, ...]
+    settings: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    """All of `reproduce`.
+
+    Attributes:
+        figures: those to be made.
+        seed: of all runs.
+        jobs: runs at once.
+        folder: of the results and the page.
+        content: a folder of photographs.
+        style: a picture, whose style is trained with.
+        new_style: a picture, whose style is tested with.
+        against: a report whose claims must still hold.
+        keep: a folder that gets a copy of the figures, the page and the report.
+        budget: how much is computed.
+        device: where to compute.
+        data: where the data sets are.
+    """
+
+    figures: tuple[str, ...]
+    seed: int = at_least(0)
+    jobs: int = at_least(1)
+    folder: str = path()
+    content: str = path()
+    style: str = path()
+    new_style: str = path()
+    against: str | None = path()
+    keep: str | None = path()
+    budget: Budget
+    device: Device
+    data: Data
+
+
 def _named(node: Any, path: str, options: Mapping[str, type[Any]]) -> type[Any]:
     name = node.get("name") if isinstance(node, Mapping) else None
     if name not in options:
@@ -430,3 +486,19 @@ def parse_eval(node: Mapping[str, Any]) -> EvalConfig:
     parts["optimizee"] = parse_optimizee(node.get("optimizee"))
     parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "")
     return parse(EvalConfig, parts)
+
+
+def parse_reproduce(node: Mapping[str, Any]) -> ReproduceConfig:
+    """The whole of a composed `reproduce` configuration.
+
+    Raises:
+        ConfigError: as `parse_train`.
+    """
+    parts = {key: value for key, value in node.items() if key != "figure"}
+    given = node.get("figure")
+    listed = given if isinstance(given, list) else [given]
+    figures = FIGURES if given == "all" else tuple(str(figure) for figure in listed)
+    for figure in figures:
+        if figure not in FIGURES:
+            raise ConfigError(f"figure is {figure}; expected all, or some of {', '.join(FIGURES)}.")
+    return parse(ReproduceConfig, {**parts, "figures": figures})

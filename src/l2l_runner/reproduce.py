@@ -1,0 +1,75 @@
+"""python -m l2l_runner.reproduce: the figures of the paper, expected beside obtained."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from l2l_runner.cli import launch, quoted
+from l2l_runner.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class ClaimsFailed(UserError):
+    """Claims that held before do no longer."""
+
+
+class StagesFailed(UserError):
+    """Stages have failed for other reasons than that their data cannot be had."""
+
+
+def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run what a composed configuration asks for, and write the page; the result, whose score is claims that fail."""
+    from l2l_runner import schema
+    from l2l_runner.evaluation import align
+    from l2l_runner.folder import RunFolder
+    from l2l_runner.reproduction.page import failed_since, keep, verdict, write_report
+    from l2l_runner.reproduction.running import run_stages
+    from l2l_runner.reproduction.stages import stages_of
+    from l2l_runner.resuming import Stopped
+    from l2l_runner.runtime import describe, pick_device
+
+    config = schema.parse_reproduce(composed)
+    device = pick_device(config.device.name)
+    root = Path(config.folder).expanduser().absolute()
+    stages = stages_of(config)
+    machine = [
+        f"device={config.device.name}",
+        f"device.dtype={config.device.dtype}",
+        f"device.threads={config.device.threads or 'null'}",
+        f"data.root={quoted(config.data.root)}",
+        f"data.download={str(config.data.download).lower()}",
+    ]
+    held = root / "held.json"
+    outcomes = run_stages(stages, root / "stages", machine, config.jobs)
+    report = write_report(root, config, outcomes, describe(device))
+    tell = align([[verdict(claim), claim["text"], claim["obtained"] or ""] for claim in report["claims"]])
+    tell += [f"{s['name']}: {s['status']}. {s['error'] or ''}" for s in report["stages"] if s["status"] != "finished"]
+    log.info("%s", "\n".join([*tell, str(root / "index.html"), str(root / "index.md")]))
+    if any(outcome.status == "stopped" for outcome in outcomes.values()):
+        raise Stopped("Stopped; everything is saved. To go on, give the same command again.", 130)
+    against = [held, Path(config.against)] if config.against else []
+    lost = sorted({key for path in against for key in failed_since(report, path)})
+    if lost:
+        raise ClaimsFailed(
+            f"Claims that held before fail now: {', '.join(lost)}; see {root / 'index.html'}. Find what has "
+            "changed, or accept it with against=null."
+        )
+    RunFolder(root).write_json("held.json", report)
+    if config.keep:
+        keep(root, Path(config.keep).expanduser())
+    broken = [name for name, outcome in outcomes.items() if outcome.status == "failed"]
+    if broken:
+        raise StagesFailed(f"{', '.join(broken)} failed; see {root / 'index.html'} and the logs in {root / 'stages'}.")
+    return {"status": "completed", "score": float(sum(claim["holds"] is False for claim in report["claims"]))}
+
+
+def main() -> None:
+    """The console script l2l-reproduce."""
+    launch("reproduce", reproduce, lambda arguments: arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The page: every figure, the paper's numbers beside those obtained, the claims, the settings, the time taken."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import l2l_runner
+from l2l_runner.checkpoint import write_atomically
+from l2l_runner.evaluation import with_ci
+from l2l_runner.folder import jsonable
+from l2l_runner.plotting import LABELS
+from l2l_runner.reproduction.figures import Drawing, drawings
+from l2l_runner.reproduction.numbers import NUMBERS, claims
+from l2l_runner.reproduction.results import Results
+from l2l_runner.reproduction.running import Outcome
+from l2l_runner.schema import ReproduceConfig
+
+TITLE = "Learning to learn by gradient descent by gradient descent, reproduced"
+PAGES = ("index.html", "index.md")
+
+
+def write_report(
+    root: Path, config: ReproduceConfig, outcomes: Mapping[str, Outcome], machine: Mapping[str, str]
+) -> dict[str, Any]:
+    """Draw the figures and write index.html, index.md and report.json into `root`; the content of report.json.
+
+    Args:
+        root: the folder.
+        config: what was asked for.
+        outcomes: how the stages ended, by name.
+        machine: what it was computed on.
+    """
+    results = Results(outcomes)
+    report: dict[str, Any] = {
+        "version": l2l_runner.__version__,
+        "budget": config.budget.name,
+        "seed": config.seed,
+        "machine": dict(machine),
+        "seconds": sum(outcome.seconds for outcome in outcomes.values()),
+        "figures": [_figure(root, one, results) for one in drawings(config.budget) if one.figure in config.figures],
+        "numbers": _numbers(results, config.figures),
+        "claims": _claims(results, config),
+        "stages": [_stage(outcome) for outcome in outcomes.values()],
+    }
+    report = jsonable(report)
+    write_atomically(root / "report.json", json.dumps(report, indent=1).encode() + b"\n")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": duration, "verdict": verdict, "embedded": lambda name: _embedded(root / name)}
+    for page in PAGES:
+        text = environment.get_template(page).render(title=TITLE, report=report)
+        write_atomically(root / page, text.encode())
+    return report
+
+
+def keep(root: Path, target: Path) -> None:
+    """Copy the figures, the page in Markdown and the report."""
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    for name in ("index.md", "report.json"):
+        shutil.copyfile(root / name, target / name)
+    for picture in json.loads((root / "report.json").read_text())["figures"]:
+        if picture["file"] is not None:
+            shutil.copyfile(root / picture["file"], target / picture["file"])
+
+
+def failed_since(report: Mapping[str, Any], before: Path) -> list[str]:
+    """The claims that hold in an earlier report of the same budget, and fail in this one."""
+    if not before.exists():
+        return []
+    earlier = json.loads(before.read_text())
+    if earlier["budget"] != report["budget"]:
+        return []
+    held = {claim["key"] for claim in earlier["claims"] if claim["holds"]}
+    return [claim["key"] for claim in report["claims"] if claim["holds"] is False and claim["key"] in held]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as one reads them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def verdict(claim: Mapping[str, Any]) -> str:
+    """Whether a claim of a report holds, in a word or two."""
+    if claim["holds"] is None:
+        return "not run" if claim["obtained"] is None else "cannot be told"
+    return "holds" if claim["holds"] else "fails"
+
+
+def _figure(root: Path, drawing: Drawing, results: Results) -> dict[str, Any]:
+    name = f"figures/figure-{drawing.figure}.png"
+    (root / "figures").mkdir(exist_ok=True)
+    drawn = drawing.draw(results, root / name)
+    shown = [results.comparison(stage) for stage in drawing.stages]
+    found = [(stage, one) for stage, one in zip(drawing.stages, shown, strict=True) if one is not None]
+    return {
+        "figure": drawing.figure,
+        "title": drawing.title,
+        "caption": drawing.caption,
+        "file": name if drawn else None,
+        "tables": [_table(stage, comparison) for stage, comparison in found],
+    }
+
+
+def _table(stage: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """A comparison as rows to be printed."""
+    rows = []
+    for name, entry in comparison["optimizers"].items():
+        rows.append(
+            {
+                "optimizer": LABELS.get(name, name),
+                "lr": "learned" if entry["lr"] is None else f"{entry['lr']:.3g}",
+                "sum": with_ci(entry["sum"]),
+                "final": with_ci(entry["final"]),
+                "diverged": entry["diverged"],
+            }
+        )
+    return {"stage": stage, "steps": comparison["steps"], "problems": comparison["problems"], "rows": rows}
+
+
+def _numbers(results: Results, figures: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for row in NUMBERS:
+        if row.figure in figures:
+            losses = {}
+            for name, paper in row.losses.items():
+                value = results.loss(row.stage, name, row.step)
+                losses[LABELS[name]] = {"paper": paper, "obtained": None if value is None else with_ci(value)}
+            rows.append({"figure": row.figure, "what": row.what, "step": row.step, "losses": losses})
+    return rows
+
+
+def _claims(results: Results, config: ReproduceConfig) -> list[dict[str, Any]]:
+    rows = []
+    for claim in claims(config.budget):
+        if claim.figure in config.figures:
+            verdict = claim.check(results)
+            rows.append(
+                {
+                    "key": claim.key,
+                    "figure": claim.figure,
+                    "text": claim.text,
+                    "holds": None if verdict is None else verdict.holds,
+                    "obtained": None if verdict is None else verdict.obtained,
+                }
+            )
+    return rows
+
+
+def _stage(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "name": outcome.stage.name,
+        "command": outcome.command,
+        "status": outcome.status,
+        "seconds": outcome.seconds if math.isfinite(outcome.seconds) else 0.0,
+        "error": outcome.error,
+        "folder": outcome.folder.path.name,
+    }
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,130 @@
+"""What is to be run: each stage is one run of `train` or `eval`, as a user would type it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from l2l_runner.cli import quoted
+from l2l_runner.errors import ConfigError
+from l2l_runner.fields import did_you_mean
+from l2l_runner.schema import Budget, ReproduceConfig
+
+_REFERENCE = re.compile(r"<([\w-]+)>")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run.
+
+    Attributes:
+        name: its own.
+        figures: those that show its result.
+        command: train or eval.
+        arguments: of that command; <name> in them stands for the folder of another stage's run.
+    """
+
+    name: str
+    figures: tuple[str, ...]
+    command: str
+    arguments: tuple[str, ...]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages whose folders the arguments name."""
+        return tuple(name for argument in self.arguments for name in _REFERENCE.findall(argument))
+
+    def resolved(self, folders: Mapping[str, str]) -> list[str]:
+        """The arguments with folders in the place of names."""
+        return [_REFERENCE.sub(lambda found: folders[found[1]], argument) for argument in self.arguments]
+
+
+def folder_name(stage: Stage, arguments: Sequence[str]) -> str:
+    """The name of a stage's folder: other arguments, another folder."""
+    digest = hashlib.sha256("\0".join([stage.command, *arguments]).encode()).hexdigest()
+    return f"{stage.name}-{digest[:8]}"
+
+
+def stages_of(config: ReproduceConfig) -> list[Stage]:
+    """The stages of the figures that are wanted, with all that they need, those that need others after these.
+
+    Raises:
+        ConfigError: the budget has settings for a stage that there isn't.
+    """
+    table = [_with_budget(stage, config) for stage in _table(config)]
+    names = [stage.name for stage in table]
+    for pattern in config.budget.settings:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"budget.settings.{pattern} fits none of the stages {', '.join(names)}.{did_you_mean(pattern, names)}"
+            )
+    by_name = {stage.name: stage for stage in table}
+    wanted = [stage.name for stage in table if set(stage.figures) & set(config.figures)]
+    needed = set(wanted)
+    while wanted:
+        more = {name for name in by_name[wanted.pop()].needs if name not in needed}
+        needed |= more
+        wanted += sorted(more)
+    return [stage for stage in table if stage.name in needed]
+
+
+def grid(budget: Budget) -> dict[tuple[int, int], str]:
+    """The stages of figure 6, by (layers, hidden units)."""
+    return {(layers, hidden): f"mnist-{layers}x{hidden}" for layers in budget.layers for hidden in budget.hidden}
+
+
+def _table(config: ReproduceConfig) -> list[Stage]:
+    """All stages, without a budget's settings."""
+    mnist, art, long = "checkpoint=<mnist>", ("checkpoint=<art>", "optimizee.part=test"), ("4", "long")
+    others = [f"others.{name}=<{stage}>" for name, stage in _VARIANTS.items()]
+    sub = ("checkpoint=<cifar>", "others.lstm-sub=<cifar-sub>")
+    content, style, new_style = (
+        f"optimizee.{key}={quoted(path)}"
+        for key, path in (("content", config.content), ("style", config.style), ("style", config.new_style))
+    )
+    return [
+        Stage("quadratic-uniform", ("4",), "train", ("experiment=paper_quadratic",)),
+        Stage("quadratic-gaussian", ("4",), "train", ("optimizee=quadratic",)),
+        # First on images averaged to 14×14, where a meta-step takes a quarter of the time.
+        Stage("mnist-14x14", (), "train", ("optimizee=mnist", "optimizee.pool=2", "evaluate=false")),
+        Stage("mnist", long, "train", ("experiment=paper_mnist", "init=<mnist-14x14>")),
+        Stage("mnist-200", ("4",), "eval", (mnist, "steps=200")),
+        Stage("mnist-40-units", ("5",), "eval", (mnist, "optimizee.hidden=[40]")),
+        Stage("mnist-2-layers", ("5",), "eval", (mnist, "optimizee.hidden=[20,20]")),
+        Stage("mnist-relu", ("5",), "eval", (mnist, "optimizee.activation=relu")),
+        *(
+            Stage(name, ("6",), "eval", (mnist, f"optimizee.hidden=[{','.join([str(hidden)] * layers)}]"))
+            for (layers, hidden), name in grid(config.budget).items()
+        ),
+        Stage("cifar", ("7",), "train", ("experiment=paper_cifar",)),
+        Stage("cifar-sub", (), "train", ("experiment=cifar_sub", "evaluate=false")),
+        Stage("cifar-5", ("7",), "eval", (*sub, "optimizee.labels=[0,1,2,3,4]", "optimizee.model.classes=5")),
+        Stage("cifar-2", ("7",), "eval", (*sub, "optimizee.labels=[0,1]", "optimizee.model.classes=2")),
+        Stage("art", ("8",), "train", ("experiment=paper_art", content, style)),
+        Stage("art-128", ("8", "9"), "eval", (*art, "optimizee.size=128", new_style)),
+        Stage("art-test", ("8", "9"), "eval", art),
+        *(
+            Stage(stage, (), "train", (f"experiment=mnist_{stage}", "evaluate=false", *start))
+            for stage, start in _TRAININGS.items()
+        ),
+        Stage("long", ("long",), "eval", ("checkpoint=<rnnprop>", *others)),
+        Stage("long-relu", ("long",), "eval", ("checkpoint=<rnnprop>", *others, "optimizee.activation=relu")),
+    ]
+
+
+_TRAININGS = {"rnnprop": (), "curriculum": (), "scaling": (), "imitation": (), "pes": ("init=<mnist>",)}
+_VARIANTS = {"lstm": "mnist", "curriculum": "curriculum", "scaling": "scaling", "imitation": "imitation", "pes": "pes"}
+
+
+def _with_budget(stage: Stage, config: ReproduceConfig) -> Stage:
+    """The stage with the settings of the budget: for its command, then for its name; the last of a key counts."""
+    more = list(config.budget.train if stage.command == "train" else config.budget.eval)
+    for pattern, settings in config.budget.settings.items():
+        if fnmatchcase(stage.name, pattern):
+            more += settings
+    seed = [f"seed={config.seed}"] if stage.command == "train" else []
+    arguments = {argument.partition("=")[0]: argument for argument in (*stage.arguments, *more, *seed)}
+    return Stage(stage.name, stage.figures, stage.command, tuple(arguments.values()))
