@@ -27,7 +27,7 @@ from l2l_runner.reproduction.results import Results
 from l2l_runner.reproduction.running import Outcome, run_stages
 from l2l_runner.reproduction.stages import Stage, folder_name, stages_of
 from l2l_runner.schema import ReproduceConfig, parse_reproduce
-from problems import CONF, DATA, needs_mnist
+from problems import CONF, DATA, art_files, needs_mnist
 from running import ROOT, Ended, assert_one_sentence, call, evaluate, finish, read_json, spawn, train, wait_until
 
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
@@ -45,7 +45,8 @@ def listed(settings: Iterable[str]) -> str:
 
 
 TOY += [f"budget.train={listed(TOY_TRAIN)}", f"budget.eval={listed(TOY_EVAL)}"]
-TOY += [f"budget.settings={{quadratic-*: {listed(TOY_TRAIN)}}}"]
+GROWING = listed(["meta.curriculum=[1]"])
+TOY += [f"budget.settings={{quadratic-*: {listed(TOY_TRAIN)}, curriculum: {GROWING}, imitation: {GROWING}}}"]
 
 
 def budget_file(name: str) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def config(name: str = "quick", **changes: Any) -> ReproduceConfig:
     device = {"name": "cpu", "dtype": "float32", "threads": 1}
     data = {"root": "data", "download": False}
     settings = {"figure": "all", "seed": 0, "jobs": 1, "folder": "out", "against": None, "keep": None}
-    settings |= {"content": "photographs", "style": "style.jpg", "new_style": "new.jpg", "budget": budget_file(name)}
+    art = {"content": "photographs", "style": "style.jpg", "new_style": "new.jpg", "weights": None}
+    settings |= {"art": art, "budget": budget_file(name)}
     return parse_reproduce({**settings, "device": device, "data": data, **changes})
 
 
@@ -474,6 +476,10 @@ def test_the_same_again_computes_nothing_and_a_lost_claim_is_an_error(
 @needs_mnist
 def test_every_figure_from_end_to_end(tmp_path: Path, ran: list[list[str]]) -> None:
     arguments = ["figure=all", f"folder={tmp_path}", f"hydra.run.dir={tmp_path / 'log'}", *TOY, "against=null"]
+    files = art_files()
+    arguments += [f"art.{key}={files[key]}" for key in ("content", "style", "weights")] + [
+        f"art.new_style={files['style']}"
+    ]
     ended = reproduce(*arguments, f"data.root={DATA}", "data.download=false")
     assert ended.code == 0, ended.err + ended.out
     report = read_json(tmp_path / "report.json")

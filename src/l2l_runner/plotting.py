@@ -18,6 +18,7 @@ from l2l_runner.checkpoint import write_atomically
 
 COLOURS = {
     "lstm": "#D55E00",
+    "groups": "#D55E00",
     "rnnprop": "#56B4E9",
     "sgd": "#999999",
     "momentum": "#F0E442",
@@ -27,6 +28,7 @@ COLOURS = {
 }
 STYLES: dict[str, Any] = {
     "lstm": "-",
+    "groups": "-",
     "rnnprop": "-",
     "sgd": (0, (1, 1)),
     "momentum": (0, (5, 2)),
@@ -36,6 +38,7 @@ STYLES: dict[str, Any] = {
 }
 LABELS = {
     "lstm": "LSTM",
+    "groups": "LSTMs",
     "rnnprop": "RNNprop",
     "sgd": "SGD",
     "momentum": "Momentum",
@@ -44,7 +47,7 @@ LABELS = {
     "adam": "Adam",
 }
 
-OTHERS = ("#56B4E9", "#000000", "#8C510A", "#5E3C99", "#666666")
+OTHERS = ("#000000", "#8C510A", "#5E3C99", "#B2182B", "#666666")
 """Colours of optimizers that have none of their own, such as a second LSTM."""
 
 

@@ -367,6 +367,23 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArtFiles:
+    """Files for neural art.
+
+    Attributes:
+        content: a folder of photographs.
+        style: a painting, whose style is trained with.
+        new_style: a painting, whose style is tested with.
+        weights: of the network that sees them; null for torchvision's.
+    """
+
+    content: str = path()
+    style: str = path()
+    new_style: str = path()
+    weights: str | None = path()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReproduceConfig:
     """All of `reproduce`.
 
@@ -375,9 +392,7 @@ class ReproduceConfig:
         seed: of all runs.
         jobs: runs at once.
         folder: of the results and the page.
-        content: a folder of photographs.
-        style: a picture, whose style is trained with.
-        new_style: a picture, whose style is tested with.
+        art: what figures 8 and 9 are made of.
         against: a report whose claims must still hold.
         keep: a folder that gets a copy of the figures, the page and the report.
         budget: how much is computed.
@@ -389,9 +404,7 @@ class ReproduceConfig:
     seed: int = at_least(0)
     jobs: int = at_least(1)
     folder: str = path()
-    content: str = path()
-    style: str = path()
-    new_style: str = path()
+    art: ArtFiles
     against: str | None = path()
     keep: str | None = path()
     budget: Budget

@@ -80,11 +80,10 @@ def _table(config: ReproduceConfig) -> list[Stage]:
     """All stages, without a budget's settings."""
     mnist, art, long = "checkpoint=<mnist>", ("checkpoint=<art>", "optimizee.part=test"), ("4", "long")
     others = [f"others.{name}=<{stage}>" for name, stage in _VARIANTS.items()]
-    sub = ("checkpoint=<cifar>", "others.lstm-sub=<cifar-sub>")
-    content, style, new_style = (
-        f"optimizee.{key}={quoted(path)}"
-        for key, path in (("content", config.content), ("style", config.style), ("style", config.new_style))
-    )
+    sub = ("checkpoint=<cifar>", "others.LSTM-sub=<cifar-sub>")
+    files = {"content": config.art.content, "style": config.art.style, "weights": config.art.weights}
+    pictures = [f"optimizee.{key}={quoted(path)}" for key, path in files.items() if path is not None]
+    new_style = f"optimizee.style={quoted(config.art.new_style)}"
     return [
         Stage("quadratic-uniform", ("4",), "train", ("experiment=paper_quadratic",)),
         Stage("quadratic-gaussian", ("4",), "train", ("optimizee=quadratic",)),
@@ -103,7 +102,7 @@ def _table(config: ReproduceConfig) -> list[Stage]:
         Stage("cifar-sub", (), "train", ("experiment=cifar_sub", "evaluate=false")),
         Stage("cifar-5", ("7",), "eval", (*sub, "optimizee.labels=[0,1,2,3,4]", "optimizee.model.classes=5")),
         Stage("cifar-2", ("7",), "eval", (*sub, "optimizee.labels=[0,1]", "optimizee.model.classes=2")),
-        Stage("art", ("8",), "train", ("experiment=paper_art", content, style)),
+        Stage("art", ("8",), "train", ("experiment=paper_art", *pictures)),
         Stage("art-128", ("8", "9"), "eval", (*art, "optimizee.size=128", new_style)),
         Stage("art-test", ("8", "9"), "eval", art),
         *(
@@ -116,7 +115,7 @@ def _table(config: ReproduceConfig) -> list[Stage]:
 
 
 _TRAININGS = {"rnnprop": (), "curriculum": (), "scaling": (), "imitation": (), "pes": ("init=<mnist>",)}
-_VARIANTS = {"lstm": "mnist", "curriculum": "curriculum", "scaling": "scaling", "imitation": "imitation", "pes": "pes"}
+_VARIANTS = {"LSTM": "mnist", "curriculum": "curriculum", "scaling": "scaling", "imitation": "imitation", "pes": "pes"}
 
 
 def _with_budget(stage: Stage, config: ReproduceConfig) -> Stage:
