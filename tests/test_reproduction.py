@@ -45,14 +45,20 @@ def listed(settings: Iterable[str]) -> str:
 
 
 TOY += [f"budget.train={listed(TOY_TRAIN)}", f"budget.eval={listed(TOY_EVAL)}"]
-GROWING = listed(["meta.curriculum=[1]"])
-TOY += [f"budget.settings={{quadratic-*: {listed(TOY_TRAIN)}, curriculum: {GROWING}, imitation: {GROWING}}}"]
 
 
 def budget_file(name: str) -> dict[str, Any]:
     node = OmegaConf.to_container(OmegaConf.load(CONF / "budget" / f"{name}.yaml"))
     assert isinstance(node, dict)
     return {str(key): value for key, value in node.items()}
+
+
+TOY_SETTINGS = {
+    name: TOY_EVAL if re.search(r"-[^s]|long", name) and not name.startswith("quadratic") else TOY_TRAIN
+    for name in budget_file("quick")["settings"]
+}
+TOY_SETTINGS |= {name: [*TOY_TRAIN, "meta.curriculum=[1]"] for name in ("curriculum", "imitation")}
+TOY += [f"budget.settings={{{','.join(f'{name}: {listed(these)}' for name, these in TOY_SETTINGS.items())}}}"]
 
 
 def config(name: str = "quick", **changes: Any) -> ReproduceConfig:
