@@ -114,8 +114,14 @@ def _table(config: ReproduceConfig) -> list[Stage]:
     ]
 
 
-_TRAININGS = {"rnnprop": (), "curriculum": (), "scaling": (), "imitation": (), "pes": ("init=<mnist>",)}
-_VARIANTS = {"LSTM": "mnist", "curriculum": "curriculum", "scaling": "scaling", "imitation": "imitation", "pes": "pes"}
+_TRAININGS = {
+    "rnnprop": (),
+    "scaling": ("init=<mnist-14x14>",),
+    "curriculum": ("init=<mnist-14x14>",),
+    "imitation": ("init=<mnist-14x14>",),
+    "pes": ("init=<mnist>",),
+}
+_VARIANTS = {"LSTM": "mnist", "scaling": "scaling", "curriculum": "curriculum", "imitation": "imitation", "PES": "pes"}
 
 
 def _with_budget(stage: Stage, config: ReproduceConfig) -> Stage:
