@@ -54,7 +54,7 @@ def budget_file(name: str) -> dict[str, Any]:
 
 
 TOY_SETTINGS = {
-    name: TOY_EVAL if re.search(r"-[^s]|long", name) and not name.startswith("quadratic") else TOY_TRAIN
+    name: TOY_EVAL if re.search(r"-[^s]|long", name) and not name.startswith(("quadratic", "rnn")) else TOY_TRAIN
     for name in budget_file("quick")["settings"]
 }
 TOY_SETTINGS |= {name: [*TOY_TRAIN, "meta.curriculum=[1]"] for name in ("curriculum", "imitation")}

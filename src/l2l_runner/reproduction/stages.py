@@ -109,8 +109,14 @@ def _table(config: ReproduceConfig) -> list[Stage]:
             Stage(stage, (), "train", (f"experiment=mnist_{stage}", "evaluate=false", *start))
             for stage, start in _TRAININGS.items()
         ),
-        Stage("long", ("long",), "eval", ("checkpoint=<rnnprop>", *others)),
-        Stage("long-relu", ("long",), "eval", ("checkpoint=<rnnprop>", *others, "optimizee.activation=relu")),
+        Stage(
+            "rnnprop-long",
+            (),
+            "train",
+            ("experiment=mnist_rnnprop", "evaluate=false", "init=<rnnprop>", "unroll.steps=1000"),
+        ),
+        Stage("long", ("long",), "eval", ("checkpoint=<rnnprop-long>", *others)),
+        Stage("long-relu", ("long",), "eval", ("checkpoint=<rnnprop-long>", *others, "optimizee.activation=relu")),
     ]
 
 
@@ -121,7 +127,14 @@ _TRAININGS = {
     "imitation": ("init=<mnist-14x14>",),
     "pes": ("init=<mnist>",),
 }
-_VARIANTS = {"LSTM": "mnist", "scaling": "scaling", "curriculum": "curriculum", "imitation": "imitation", "PES": "pes"}
+_VARIANTS = {
+    "LSTM": "mnist",
+    "RNNprop-100": "rnnprop",
+    "scaling": "scaling",
+    "curriculum": "curriculum",
+    "imitation": "imitation",
+    "PES": "pes",
+}
 
 
 def _with_budget(stage: Stage, config: ReproduceConfig) -> Stage:
