@@ -46,7 +46,7 @@ def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     outcomes = run_stages(stages, root / "stages", machine, config.jobs)
     report = write_report(root, config, outcomes, describe(device))
     tell = align([[verdict(claim), claim["text"], claim["obtained"] or ""] for claim in report["claims"]])
-    tell += [f"{s['name']}: {s['status']}. {s['error'] or ''}" for s in report["stages"] if s["status"] != "finished"]
+    tell += [f"{stage['name']}: {stage['reason']}" for stage in report["stages"] if stage["reason"]]
     log.info("%s", "\n".join([*tell, str(root / "index.html"), str(root / "index.md")]))
     if any(outcome.status == "stopped" for outcome in outcomes.values()):
         raise Stopped("Stopped; everything is saved. To go on, give the same command again.", 130)

@@ -134,8 +134,8 @@ def claims(budget: Budget) -> list[Claim]:
     ]
 
 
-_BELOW_ALL = "the learned optimizer ends below every tuned baseline, with 95 % confidence of each difference"
-_HORIZON = "the learned optimizer is below every tuned baseline at every step of its horizon"
+_BELOW_ALL = "the learned optimizer ends below every tuned baseline"
+_HORIZON = "the learned optimizer is below every tuned baseline at every step"
 
 
 Check = Callable[[Results], Verdict | None]
@@ -183,8 +183,8 @@ def _below_all(stage: str) -> Check:
         best = results.best_baseline(stage)
         return Verdict(
             holds,
-            f"{with_ci(results.optimizers(stage)[name]['final'])}; that of the best baseline, {LABELS[best]}, minus "
-            f"it: {with_ci(gaps[best])}",
+            f"{with_ci(results.optimizers(stage)[name]['final'])}; {LABELS[best]}, the best of them, higher by "
+            f"{with_ci(gaps[best])}",
         )
 
     return check

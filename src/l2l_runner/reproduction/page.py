@@ -168,7 +168,7 @@ def _stage(outcome: Outcome) -> dict[str, Any]:
         "command": outcome.command,
         "status": outcome.status,
         "seconds": outcome.seconds if math.isfinite(outcome.seconds) else 0.0,
-        "error": outcome.error,
+        "reason": "" if outcome.status == "finished" else ": ".join(filter(None, [outcome.status, outcome.error])),
         "folder": outcome.folder.path.name,
     }
 
