@@ -102,7 +102,7 @@ def _table(config: ReproduceConfig) -> list[Stage]:
         Stage("cifar-sub", (), "train", ("experiment=cifar_sub", "evaluate=false")),
         Stage("cifar-5", ("7",), "eval", (*sub, "optimizee.labels=[0,1,2,3,4]", "optimizee.model.classes=5")),
         Stage("cifar-2", ("7",), "eval", (*sub, "optimizee.labels=[0,1]", "optimizee.model.classes=2")),
-        Stage("art", ("8",), "train", ("experiment=paper_art", *pictures)),
+        Stage("art", ("8",), "train", ("experiment=paper_art", *pictures, "evaluate=false")),
         Stage("art-128", ("8", "9"), "eval", (*art, "optimizee.size=128", new_style)),
         Stage("art-test", ("8", "9"), "eval", art),
         *(
