@@ -358,6 +358,20 @@ def test_the_papers_numbers_are_those_of_the_same_optimizers_and_steps(tmp_path:
     assert results.loss("mnist-200", "nag", 1) is None
 
 
+def test_losses_far_out_are_means_of_the_last_tenth(tmp_path: Path) -> None:
+    content = comparison(0.2, name="rnnprop", steps=200, adam=0.4)
+    content["optimizers"]["adam"]["curve"] = [float(step) for step in range(201)]
+    relu = comparison(0.3, name="rnnprop", adam=0.5)
+    results = results_of(tmp_path, long=content, long_relu=relu)
+    assert results.recent("long", "adam", 100) == sum(range(90, 101)) / 11
+    assert results.recent("long", "adam", 1) == 1.0
+    assert results.recent("long", "adam", 201) is None
+    mine, adam = page._horizons(results)
+    assert (mine["optimizer"], adam["optimizer"]) == ("RNNprop", "Adam")
+    assert adam["losses"] == {100: "95", 200: "190", 1000: "", 10_000: ""}
+    assert adam["relu"] == "0.5 ± 0.01"
+
+
 def test_a_claim_that_held_and_fails_is_told(tmp_path: Path) -> None:
     def report(budget: str, **holds: bool | None) -> dict[str, Any]:
         return {"budget": budget, "claims": [{"key": key, "holds": value} for key, value in holds.items()]}

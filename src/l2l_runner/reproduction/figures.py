@@ -257,17 +257,13 @@ def _long(results: Results, path: Path) -> bool:
     axes[1].set_title("MNIST, ReLU", fontsize=11)
     optimizers = results.optimizers("long")
     for name, entry in reversed(list(optimizers.items())):
-        curve = np.array(entry["curve"], dtype=float)
-        steps = (
-            np.unique(np.geomspace(10, len(curve) - 1, 200).astype(int))
-            if len(curve) > 11
-            else np.arange(1, len(curve))
-        )
-        smooth = np.array([curve[max(1, step - step // 10) : step + 1].mean() for step in steps])
+        last = len(entry["curve"]) - 1
+        steps = np.unique(np.geomspace(min(10, last), last, 200).astype(int))
+        recent = np.array([results.recent("long", name, int(step)) for step in steps])
         learned = entry["lr"] is None
         label = LABELS.get(name, name)
         style = style_of(name, list(optimizers))
-        axes[0].plot(steps, smooth, label=label, linewidth=2 if learned else 1.4, **style)
+        axes[0].plot(steps, recent, label=label, linewidth=2 if learned else 1.4, **style)
     if optimizers:
         axes[0].set(xscale="log", yscale="log")
         axes[0].set_ylim(top=min(10.0, axes[0].get_ylim()[1]))

@@ -48,6 +48,7 @@ def write_report(
         "figures": [_figure(root, one, results) for one in drawings(config.budget) if one.figure in config.figures],
         "numbers": _numbers(results, config.figures),
         "claims": _claims(results, config),
+        "horizons": _horizons(results) if "long" in config.figures else [],
         "stages": [_stage(outcome) for outcome in outcomes.values()],
     }
     report = jsonable(report)
@@ -142,6 +143,28 @@ def _numbers(results: Results, figures: Sequence[str]) -> list[dict[str, Any]]:
                 value = results.loss(row.stage, name, row.step)
                 losses[LABELS[name]] = {"paper": paper, "obtained": None if value is None else with_ci(value)}
             rows.append({"figure": row.figure, "what": row.what, "step": row.step, "losses": losses})
+    return rows
+
+
+HORIZONS = (100, 200, 1000, 10_000)
+
+
+def _horizons(results: Results) -> list[dict[str, Any]]:
+    """How far past its horizon each optimizer stays useful, and whether it survives the change to ReLU."""
+    rows = []
+    for name in dict.fromkeys([*results.optimizers("long"), *results.optimizers("long-relu")]):
+        losses = {step: results.recent("long", name, step) for step in HORIZONS}
+        relu, entry = results.final("long-relu", name), results.optimizers("long").get(name)
+        rows.append(
+            {
+                "optimizer": LABELS.get(name, name),
+                "losses": {
+                    step: "" if loss is None else with_ci({"mean": loss, "ci95": None}) for step, loss in losses.items()
+                },
+                "diverged": "" if entry is None else str(entry["diverged"]),
+                "relu": "" if relu is None else with_ci(relu),
+            }
+        )
     return rows
 
 

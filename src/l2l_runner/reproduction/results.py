@@ -55,6 +55,14 @@ class Results:
             return None
         return {"mean": entry["curve"][step], "ci95": entry["ci95"][step]}
 
+    def recent(self, stage: str, optimizer: str, step: int) -> float | None:
+        """The mean loss of the last tenth of the steps up to one, where the noise of the minibatches averages out."""
+        entry = self.optimizers(stage).get(optimizer)
+        if entry is None or step >= len(entry["curve"]):
+            return None
+        latest = entry["curve"][max(1, step - step // 10) : step + 1]
+        return float(sum(latest) / len(latest))
+
     def final(self, stage: str, optimizer: str) -> Value | None:
         """The mean loss after the last step."""
         entry = self.optimizers(stage).get(optimizer)

@@ -82,8 +82,8 @@ def _table(config: ReproduceConfig) -> list[Stage]:
     others = [f"others.{name}=<{stage}>" for name, stage in _VARIANTS.items()]
     sub = ("checkpoint=<cifar>", "others.LSTM-sub=<cifar-sub>")
     files = {"content": config.art.content, "style": config.art.style, "weights": config.art.weights}
-    pictures = [f"optimizee.{key}={quoted(path)}" for key, path in files.items() if path is not None]
-    new_style = f"optimizee.style={quoted(config.art.new_style)}"
+    pictures = [f"optimizee.{key}={_path(path)}" for key, path in files.items() if path is not None]
+    new_style = f"optimizee.style={_path(config.art.new_style)}"
     return [
         Stage("quadratic-uniform", ("4",), "train", ("experiment=paper_quadratic",)),
         Stage("quadratic-gaussian", ("4",), "train", ("optimizee=quadratic",)),
@@ -135,6 +135,11 @@ _VARIANTS = {
     "imitation": "imitation",
     "PES": "pes",
 }
+
+
+def _path(path: str) -> str:
+    """A path as a value of Hydra's grammar, in quotes where it needs them."""
+    return path if re.fullmatch(r"[\w./~-]+", path) else quoted(path)
 
 
 def _with_budget(stage: Stage, config: ReproduceConfig) -> Stage:
