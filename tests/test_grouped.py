@@ -415,6 +415,19 @@ def test_init_takes_the_parameters_of_groups_of_the_same_names(tmp_path: Path) -
     assert_one_sentence(other, "another architecture", "rules./conv.readout_weight")
 
 
+def test_init_gives_every_group_what_one_optimizer_has_learned(tmp_path: Path) -> None:
+    assert train(tmp_path / "one", "optimizee=digits", *SMALL, "optimizer.hidden=3", "evaluate=false").code == 0
+    both = [*GROUPS, "optimizer.groups.linear.optimizer.hidden=3", "evaluate=false", "meta.steps=0"]
+    ended = train(tmp_path / "both", *both, f"init={tmp_path / 'one'}")
+    assert ended.code == 0, ended.err
+    learned, started = (best(tmp_path / name)["optimizer"] for name in ("one", "both"))
+    for group in ("conv", "linear"):
+        assert same_bits({name: started[f"rules./{group}.{name}"] for name in learned}, learned)
+    assert len(started) == 2 * len(learned)
+    wide = [argument.replace("conv.optimizer.hidden=3", "conv.optimizer.hidden=4") for argument in both]
+    assert_one_sentence(train(tmp_path / "wide", *wide, f"init={tmp_path / 'one'}"), "another architecture")
+
+
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path) -> None:
     arguments = [*GROUPS, "evaluate=false", "meta.schedule=constant"]
     assert train(tmp_path / "whole", *arguments).code == 0

@@ -180,9 +180,14 @@ def load_parameters(optimizer: LearnedOptimizer, parameters: Mapping[str, Any], 
 def initialise(optimizer: LearnedOptimizer, init: str | None) -> None:
     """Start from the parameters that another run has learned, where one is named (a checkpoint, or its run's folder).
 
+    Groups of parameters can all start from one optimizer that was learned for parameters of any kind.
+
     Raises:
         CheckpointError: it can't be read, or is of another architecture.
     """
     if init is not None:
         source = Path(init).expanduser()
-        load_parameters(optimizer, load(source)["optimizer"], source)
+        content = load(source)
+        several = "groups" in content["config"]["optimizer"]
+        for rule in [optimizer] if several else [part.rule for part in optimizer.parts()]:
+            load_parameters(rule, content["optimizer"], source)
