@@ -78,7 +78,8 @@ def grid(budget: Budget) -> dict[tuple[int, int], str]:
 
 def _table(config: ReproduceConfig) -> list[Stage]:
     """All stages, without a budget's settings."""
-    mnist, art, long = "checkpoint=<mnist>", ("checkpoint=<art>", "optimizee.part=test"), ("4", "long")
+    mnist, art = "checkpoint=<mnist>", ("checkpoint=<art>", "optimizee.part=test")
+    first = "init=<mnist-14x14>"
     others = [f"others.{name}=<{stage}>" for name, stage in _VARIANTS.items()]
     sub = ("checkpoint=<cifar>", "others.LSTM-sub=<cifar-sub>")
     files = {"content": config.art.content, "style": config.art.style, "weights": config.art.weights}
@@ -89,7 +90,7 @@ def _table(config: ReproduceConfig) -> list[Stage]:
         Stage("quadratic-gaussian", ("4",), "train", ("optimizee=quadratic",)),
         # First on images averaged to 14×14, where a meta-step takes a quarter of the time.
         Stage("mnist-14x14", (), "train", ("optimizee=mnist", "optimizee.pool=2", "evaluate=false")),
-        Stage("mnist", long, "train", ("experiment=paper_mnist", "init=<mnist-14x14>")),
+        Stage("mnist", ("4",), "train", ("experiment=paper_mnist", first)),
         Stage("mnist-200", ("4",), "eval", (mnist, "steps=200")),
         Stage("mnist-40-units", ("5",), "eval", (mnist, "optimizee.hidden=[40]")),
         Stage("mnist-2-layers", ("5",), "eval", (mnist, "optimizee.hidden=[20,20]")),
@@ -105,28 +106,17 @@ def _table(config: ReproduceConfig) -> list[Stage]:
         Stage("art", ("8",), "train", ("experiment=paper_art", *pictures, "evaluate=false")),
         Stage("art-128", ("8", "9"), "eval", (*art, "optimizee.size=128", new_style)),
         Stage("art-test", ("8", "9"), "eval", art),
-        *(
-            Stage(stage, (), "train", (f"experiment=mnist_{stage}", "evaluate=false", *start))
-            for stage, start in _TRAININGS.items()
-        ),
-        Stage(
-            "rnnprop-long",
-            (),
-            "train",
-            ("experiment=mnist_rnnprop", "evaluate=false", "init=<rnnprop>", "unroll.steps=1000"),
-        ),
+        Stage("rnnprop", (), "train", ("experiment=mnist_rnnprop", "evaluate=false")),
+        Stage("rnnprop-long", (), "train", ("experiment=mnist_rnnprop_long", "evaluate=false", "init=<rnnprop>")),
+        Stage("scaling", (), "train", ("experiment=mnist_scaling", "evaluate=false", first)),
+        Stage("curriculum", (), "train", ("experiment=mnist_curriculum", "evaluate=false", first)),
+        Stage("imitation", (), "train", ("experiment=mnist_imitation", "evaluate=false", first)),
+        Stage("pes", (), "train", ("experiment=mnist_pes", "evaluate=false", "init=<mnist>")),
         Stage("long", ("long",), "eval", ("checkpoint=<rnnprop-long>", *others)),
         Stage("long-relu", ("long",), "eval", ("checkpoint=<rnnprop-long>", *others, "optimizee.activation=relu")),
     ]
 
 
-_TRAININGS = {
-    "rnnprop": (),
-    "scaling": ("init=<mnist-14x14>",),
-    "curriculum": ("init=<mnist-14x14>",),
-    "imitation": ("init=<mnist-14x14>",),
-    "pes": ("init=<mnist>",),
-}
 _VARIANTS = {
     "LSTM": "mnist",
     "RNNprop-100": "rnnprop",
