@@ -53,10 +53,8 @@ def budget_file(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in node.items()}
 
 
-TOY_SETTINGS = {
-    name: TOY_EVAL if re.search(r"-[^s]|long", name) and not name.startswith(("quadratic", "rnn")) else TOY_TRAIN
-    for name in budget_file("quick")["settings"]
-}
+TRAININGS = ("quadratic-*", "cifar", "cifar-sub", "art", "curriculum", "imitation", "pes", "rnnprop-long")
+TOY_SETTINGS = {name: TOY_TRAIN if name in TRAININGS else TOY_EVAL for name in budget_file("quick")["settings"]}
 TOY_SETTINGS |= {name: [*TOY_TRAIN, "meta.curriculum=[1]"] for name in ("curriculum", "imitation")}
 TOY += [f"budget.settings={{{','.join(f'{name}: {listed(these)}' for name, these in TOY_SETTINGS.items())}}}"]
 
@@ -94,7 +92,7 @@ def test_a_figure_takes_its_stages_and_what_they_need_alone() -> None:
     ]
     both = {stage.name for stage in stages_of(config(figure=[5, "6"]))}
     assert both >= {"mnist-relu", "mnist-2x20"}
-    assert not both & {"quadratic-uniform", "cifar"}
+    assert not both & {"quadratic-uniform", "cifar-10"}
 
 
 def test_other_arguments_mean_another_folder() -> None:
@@ -315,10 +313,10 @@ def test_the_ratio_is_to_the_best_baseline(tmp_path: Path, mine: float, expected
 
 def test_the_whole_horizon_is_every_step(tmp_path: Path) -> None:
     content = comparison(0.1, nag=0.3)
-    assert verdict("cifar-horizon", results_of(tmp_path, cifar=content)) is True
+    assert verdict("cifar-horizon", results_of(tmp_path, cifar_10=content)) is True
     content["optimizers"]["nag"]["curve"][3] = 0.0
     (tmp_path / "more").mkdir()
-    results = results_of(tmp_path / "more", cifar=content)
+    results = results_of(tmp_path / "more", cifar_10=content)
     assert verdict("cifar-horizon", results) is False
     (claim,) = [claim for claim in claims(config().budget) if claim.key == "cifar-horizon"]
     found = claim.check(results)

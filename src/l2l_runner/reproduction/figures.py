@@ -63,7 +63,7 @@ def drawings(budget: Budget) -> list[Drawing]:
         Panel("MNIST, 2 layers", "mnist-2-layers"),
         Panel("MNIST, ReLU", "mnist-relu"),
     ]
-    seven = [Panel("CIFAR-10", "cifar"), Panel("CIFAR-5", "cifar-5"), Panel("CIFAR-2", "cifar-2")]
+    seven = [Panel("CIFAR-10", "cifar-10"), Panel("CIFAR-5", "cifar-5"), Panel("CIFAR-2", "cifar-2")]
     eight = [Panel("64×64, the style trained with", "art-test"), Panel("128×128, a new style", "art-128")]
     return [
         Drawing(
@@ -240,7 +240,7 @@ def _pictures(stages: Sequence[str]) -> Callable[[Results, Path], bool]:
         for image in images:
             whole.paste(image, (0, top))
             top += image.height
-        whole.save(path)
+        whole.quantize(256).save(path, optimize=True)
         return True
 
     return draw

@@ -99,8 +99,9 @@ def _table(config: ReproduceConfig) -> list[Stage]:
             Stage(name, ("6",), "eval", (mnist, f"optimizee.hidden=[{','.join([str(hidden)] * layers)}]"))
             for (layers, hidden), name in grid(config.budget).items()
         ),
-        Stage("cifar", ("7",), "train", ("experiment=paper_cifar",)),
+        Stage("cifar", (), "train", ("experiment=paper_cifar", "evaluate=false")),
         Stage("cifar-sub", (), "train", ("experiment=cifar_sub", "evaluate=false")),
+        Stage("cifar-10", ("7",), "eval", ("checkpoint=<cifar>",)),
         Stage("cifar-5", ("7",), "eval", (*sub, "optimizee.labels=[0,1,2,3,4]", "optimizee.model.classes=5")),
         Stage("cifar-2", ("7",), "eval", (*sub, "optimizee.labels=[0,1]", "optimizee.model.classes=2")),
         Stage("art", ("8",), "train", ("experiment=paper_art", *pictures, "evaluate=false")),
