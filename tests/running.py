@@ -187,9 +187,9 @@ def assert_same_run(mine: Path, theirs: Path) -> None:
     assert {name for name in names if files.get(name) != expected.get(name)} == set()
 
 
-def assert_one_sentence(ended: Ended, *words: str) -> None:
-    """A user's error: exit code 1, and nothing on stderr but one sentence that holds the words."""
-    assert ended.code == 1
+def assert_one_sentence(ended: Ended, *words: str, code: int = 1) -> None:
+    """A user's error: an exit code, and nothing on stderr but one sentence that holds the words."""
+    assert ended.code == code
     assert "Traceback" not in ended.out + ended.err
     assert ended.err.startswith("Error: "), ended.err
     assert ended.err.count("\n") == 1, ended.err

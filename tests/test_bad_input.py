@@ -204,7 +204,7 @@ def test_mnist_that_is_not_there_says_which_files_to_put_where(
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # where nothing listens: the network is down
     settings = [*QUICK[1:], "optimizee=mnist", f"data.root={tmp_path / 'data'}", f"data.download={download}"]
     ended = train(tmp_path / "run", *settings)
-    assert_one_sentence(ended, str(tmp_path / "data" / "MNIST" / "raw"), "L2L_DATA", "data.root", *MNIST_FILES)
+    assert_one_sentence(ended, str(tmp_path / "data" / "MNIST" / "raw"), "L2L_DATA", "data.root", *MNIST_FILES, code=3)
 
 
 @needs_mnist
@@ -218,7 +218,7 @@ def test_mnist_files_that_are_cut_short_are_one_sentence(tmp_path: Path) -> None
         with open(whole, "rb") as file:
             (raw / name).write_bytes(file.read(5000))
     settings = [*QUICK[1:], "optimizee=mnist", f"data.root={tmp_path / 'data'}", "data.download=false"]
-    assert_one_sentence(train(tmp_path / "run", *settings), str(raw))
+    assert_one_sentence(train(tmp_path / "run", *settings), str(raw), code=3)
 
 
 @pytest.mark.parametrize("below", ["", "/below", "/below/further"])
