@@ -21,6 +21,7 @@ from l2l_runner import reproduce as reproduce_module
 from l2l_runner import schema
 from l2l_runner.errors import ConfigError, StorageError
 from l2l_runner.reproduction import page, running
+from l2l_runner.reproduction.figures import drawings
 from l2l_runner.reproduction.numbers import NUMBERS, SHOWN, claims
 from l2l_runner.reproduction.page import failed_since
 from l2l_runner.reproduction.results import Results
@@ -322,6 +323,41 @@ def test_the_whole_horizon_is_every_step(tmp_path: Path) -> None:
     found = claim.check(results)
     assert found is not None
     assert found.obtained == "below all at 99 of 100 steps, at all from step 4 on"
+
+
+def test_what_diverges_on_the_way_is_below_nothing_from_there_on(tmp_path: Path) -> None:
+    content = comparison(0.1, nag=0.3)
+    content["optimizers"]["lstm"]["curve"][50:] = [float("nan")] * 51
+    results = results_of(tmp_path, cifar_10=content)
+    assert verdict("cifar-horizon", results) is False
+    content["optimizers"]["nag"]["curve"][40:] = [float("nan")] * 61
+    (tmp_path / "both").mkdir()
+    assert verdict("cifar-horizon", results_of(tmp_path / "both", cifar_10=content)) is False
+
+
+@pytest.mark.parametrize(
+    "content", [comparison(0.1), comparison(0.1, name="rnnprop", nag=0.3)], ids=["lstm", "rnnprop"]
+)
+def test_what_a_budget_has_left_out_is_neither_claimed_nor_denied_nor_drawn(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    """Without baselines nothing is told of them, and without the LSTM nothing of it."""
+    names = ["quadratic_uniform", "mnist_relu", "cifar_10", "mnist_1x10", "mnist_1x20", "mnist_2x10", "mnist_2x20"]
+    results = results_of(tmp_path, **dict.fromkeys(names, content))
+    for key in ("quadratic-ratio", "relu-fails", "grid"):
+        assert verdict(key, results) is None, key
+    if "lstm" in content["optimizers"]:
+        assert verdict("quadratic-best", results) is verdict("cifar-horizon", results) is None
+    else:
+        assert verdict("quadratic-loss", results) is None
+    (sizes,) = [drawing for drawing in drawings(config().budget) if drawing.figure == "6"]
+    assert sizes.draw(results, tmp_path / "6.png") is False
+
+
+def test_a_grid_without_a_cell_is_no_claim() -> None:
+    node = budget_file("quick") | {"hidden": [], "layers": []}
+    (grid,) = [claim for claim in claims(config(budget=node).budget) if claim.key == "grid"]
+    assert grid.check(Results({})) is None
 
 
 def test_most_architectures_are_more_than_half_of_all(tmp_path: Path) -> None:

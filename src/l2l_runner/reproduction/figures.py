@@ -182,13 +182,14 @@ def _sizes(cells: Mapping[tuple[int, int], str]) -> Callable[[Results, Path], bo
     """Final loss against hidden units, a panel for each number of layers."""
 
     def draw(results: Results, path: Path) -> bool:
-        if not any(results.optimizers(stage) for stage in cells.values()):
+        there = {cell for cell, stage in cells.items() if results.final(stage, "lstm") and results.baselines(stage)}
+        if not there:
             return False
         layers = sorted({layers for layers, _ in cells})
         figure, axes = _row(len(layers), "hidden units a layer")
         for depth, place in zip(layers, axes, strict=True):
             place.set_title(f"{depth} hidden layer{'s' * (depth > 1)}", fontsize=11)
-            done = sorted(hidden for d, hidden in cells if d == depth and results.optimizers(cells[d, hidden]))
+            done = sorted(hidden for d, hidden in there if d == depth)
             if not done:
                 _empty(place)
                 continue

@@ -146,7 +146,7 @@ def _at_most(stage: str, bound: float, steps: int = 100, optimizer: str = "lstm"
 
     def check(results: Results) -> Verdict | None:
         comparison = results.comparison(stage)
-        if comparison is None:
+        if comparison is None or optimizer not in comparison["optimizers"]:
             return None
         value, ran = comparison["optimizers"][optimizer][what], comparison["steps"]
         holds = None if ran != steps else value["mean"] <= bound
@@ -157,11 +157,11 @@ def _at_most(stage: str, bound: float, steps: int = 100, optimizer: str = "lstm"
 
 def _ratio(stage: str, bound: float) -> Check:
     def check(results: Results) -> Verdict | None:
-        if not results.optimizers(stage):
+        mine = results.final(stage, "lstm")
+        if mine is None or not results.baselines(stage):
             return None
         best = results.best_baseline(stage)
-        mine, theirs = results.final(stage, "lstm"), results.final(stage, best)
-        assert mine is not None
+        theirs = results.final(stage, best)
         assert theirs is not None
         ratio = mine["mean"] / theirs["mean"]
         return Verdict(ratio <= bound, f"{ratio:.2f} × {LABELS[best]}'s {with_ci(theirs)}")
@@ -171,7 +171,7 @@ def _ratio(stage: str, bound: float) -> Check:
 
 def _below_all(stage: str) -> Check:
     def check(results: Results) -> Verdict | None:
-        if not results.optimizers(stage):
+        if not results.baselines(stage):
             return None
         name = results.learned(stage)[0]
         gaps = {baseline: results.advantage(stage, baseline) for baseline in results.baselines(stage)}
@@ -192,9 +192,9 @@ def _below_all(stage: str) -> Check:
 
 def _above_all(stage: str) -> Check:
     def check(results: Results) -> Verdict | None:
-        if not results.optimizers(stage):
+        mine = results.final(stage, "lstm")
+        if mine is None or not results.baselines(stage):
             return None
-        mine = results.optimizers(stage)["lstm"]["final"]
         finals = [results.optimizers(stage)[name]["final"]["mean"] for name in results.baselines(stage)]
         holds = not math.isfinite(mine["mean"]) or all(mine["mean"] > final for final in finals)
         best = results.best_baseline(stage)
@@ -205,8 +205,8 @@ def _above_all(stage: str) -> Check:
 
 def _most(stages: list[str]) -> Check:
     def check(results: Results) -> Verdict | None:
-        done = [stage for stage in stages if results.optimizers(stage)]
-        if len(done) < len(stages):
+        done = [stage for stage in stages if results.final(stage, "lstm") and results.baselines(stage)]
+        if not done or len(done) < len(stages):
             return None
         below = sum(results.advantage(stage, results.best_baseline(stage))["mean"] > 0 for stage in done)
         return Verdict(2 * below > len(done), f"{below} of {len(done)}")
@@ -217,12 +217,13 @@ def _most(stages: list[str]) -> Check:
 def _whole_horizon(stage: str) -> Check:
     def check(results: Results) -> Verdict | None:
         optimizers = results.optimizers(stage)
-        if not optimizers:
+        if not results.baselines(stage):
             return None
         mine = optimizers[results.learned(stage)[0]]["curve"]
         theirs = [optimizers[name]["curve"] for name in results.baselines(stage)]
         steps = range(1, len(mine))
-        below = [step for step in steps if all(not curve[step] <= mine[step] for curve in theirs)]
+        # What diverged is above everything.
+        below = [s for s in steps if math.isfinite(mine[s]) and all(not curve[s] <= mine[s] for curve in theirs)]
         since = next((s for s in steps if len([b for b in below if b >= s]) == len(mine) - s), None)
         end = f", at all from step {since} on" if since is not None else ""
         return Verdict(len(below) == len(steps), f"below all at {len(below)} of {len(steps)} steps{end}")
