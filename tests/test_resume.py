@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from l2l_runner import checkpoint
+from l2l_runner.cli import with_quoted_paths
 from l2l_runner.folder import RunFolder
 from l2l_runner.meta import TBPTT, Estimate
 from running import (
@@ -321,6 +323,20 @@ def test_odd_names_of_folders_work(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (
         evaluate(tmp_path / "eval", f"checkpoint='{quoted}'", "tune.enabled=false", "optimizee.dim=2", *EVAL).code == 0
     )
+
+
+@pytest.mark.parametrize("key", ["init", "others.mine", "folder", "keep", "against", "art.content", "optimizee.style"])
+def test_paths_need_no_quotes(key: str) -> None:
+    parser = OverridesParser.create()
+    for odd in " =,'\"[](){}<>~:;!?&|#$%@^+*ü你":
+        path = f"/tmp/a{odd}b"
+        (argument,) = with_quoted_paths([f"{key}={path}"])
+        assert parser.parse_override(argument).value() == path
+    for given in ("'/tmp/a=b'", "/tmp/a\\,b", "/tmp/a", ""):
+        assert with_quoted_paths([f"{key}={given}"]) == [f"{key}={given}"]
+    assert parser.parse_override(*with_quoted_paths([f"{key}=~/a"])).value() == "~/a"
+    for swept in ("a,b", "choice(a,b)", "[a,b],c", "'a=b',c", "a\\(1\\),b"):
+        assert with_quoted_paths(["-m", f"{key}={swept}"]) == ["-m", f"{key}={swept}"]
 
 
 def test_equals_signs_and_commas_in_paths_need_no_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

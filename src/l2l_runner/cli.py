@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 PATHS = (
     *("checkpoint", "init", "data.root", "hydra.run.dir", "hydra.sweep.dir"),
     *("optimizee.weights", "optimizee.content", "optimizee.style"),
+    *("folder", "against", "keep", "art.content", "art.style", "art.new_style", "art.weights"),
 )
 """Keys whose values are paths."""
 
@@ -191,12 +192,17 @@ def overrides_of(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
-    """The arguments with paths in quotes where Hydra's grammar wants them: around an = or, outside a sweep, a comma."""
-    odd = "=" if {"-m", "--multirun"} & set(arguments) else "=,"
+    """The arguments with paths in quotes where Hydra's grammar wants them: around an =, an umlaut or a parenthesis.
+
+    What is quoted or escaped stays as it is, and so does in a sweep what stands between its values.
+    """
+    sweep = "(),'\"\\[\\]" if {"-m", "--multirun"} & set(arguments) else ""
+    odd = re.compile(rf"[^\w\s./:@%+$?*|{sweep}-]", re.ASCII)
 
     def mend(argument: str) -> str:
         key, _, value = argument.partition("=")
-        plain = not (key in PATHS or key.startswith("others.")) or not set(odd) & set(value) or value[0] in "'\""
+        is_path = key in PATHS or key.startswith("others.")
+        plain = not is_path or not odd.search(re.sub(r"\\.", "", value)) or value[0] in "'\""
         return argument if plain else f"{key}={quoted(value)}"
 
     return [mend(argument) for argument in arguments]
