@@ -23,7 +23,7 @@ from l2l_runner.errors import ConfigError, StorageError
 from l2l_runner.reproduction import page, running
 from l2l_runner.reproduction.figures import drawings
 from l2l_runner.reproduction.numbers import NUMBERS, SHOWN, claims
-from l2l_runner.reproduction.page import failed_since
+from l2l_runner.reproduction.page import held_before, remember
 from l2l_runner.reproduction.results import Results
 from l2l_runner.reproduction.running import Outcome, run_stages
 from l2l_runner.reproduction.stages import Stage, folder_name, stages_of
@@ -207,8 +207,10 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path: Path, ran: list[list[st
     folder = run_stages([FIRST], tmp_path, CPU, 1)["first"].folder
     (folder.path / "result.json").unlink()  # as if it had been killed after its last checkpoint
     ran.clear()
-    assert run_stages([FIRST], tmp_path, CPU, 1)["first"].status == "finished"
-    assert ran[0][3:] == [f"resume='{folder.path}'"]
+    elsewhere = [*CPU, "data.root=elsewhere"]
+    assert run_stages([FIRST], tmp_path, elsewhere, 1)["first"].status == "finished"
+    assert ran[0][3:] == [f"resume='{folder.path}'", *elsewhere]
+    assert "root: elsewhere" in (folder.path / ".hydra" / "config.yaml").read_text()
     # What has left no checkpoint begins anew, in the same folder.
     (folder.path / "result.json").unlink()
     folder.last.unlink()
@@ -406,16 +408,25 @@ def test_losses_far_out_are_means_of_the_last_tenth(tmp_path: Path) -> None:
     assert adam["relu"] == "0.5 ± 0.01"
 
 
-def test_a_claim_that_held_and_fails_is_told(tmp_path: Path) -> None:
+def test_a_claim_that_held_is_remembered_until_it_is_judged_again(tmp_path: Path) -> None:
     def report(budget: str, **holds: bool | None) -> dict[str, Any]:
         return {"budget": budget, "claims": [{"key": key, "holds": value} for key, value in holds.items()]}
 
-    before = tmp_path / "report.json"
-    assert failed_since(report("cpu", a=False), before) == []
-    before.write_text(json.dumps(report("cpu", a=True, b=False, c=True, d=True, e=None)))
-    now = {"a": False, "b": False, "c": None, "d": True, "e": False}
-    assert failed_since(report("cpu", **now), before) == ["a"]
-    assert failed_since(report("quick", **now), before) == []
+    before = tmp_path / "held.json"
+    assert held_before(before, "cpu") == set()
+    remember(before, report("cpu", a=True, b=False, c=True, d=True, e=None))
+    assert held_before(before, "cpu") == {"a", "c", "d"}
+    assert held_before(before, "quick") == set()
+    remember(before, report("cpu", a=False, b=True, c=None))  # of one figure, say, where d has no place
+    assert held_before(before, "cpu") == {"b", "c", "d"}
+
+
+@pytest.mark.parametrize("text", ["no JSON", "{}", "[1]", '{"budget": "cpu", "claims": [{}]}', "directory"])
+def test_what_is_no_report_is_refused_before_anything_is_run(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "report.json"
+    path.mkdir() if text == "directory" else path.write_text(text)
+    with pytest.raises(ConfigError, match=r"against: .*report\.json is no report \(.*\); expected a report\.json of"):
+        held_before(path, "cpu")
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (89, "89 s"), (91, "2 min"), (5400, "1 h 30 min")])

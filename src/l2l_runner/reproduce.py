@@ -24,8 +24,7 @@ def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run what a composed configuration asks for, and write the page; the result, whose score is claims that fail."""
     from l2l_runner import schema
     from l2l_runner.evaluation import align
-    from l2l_runner.folder import RunFolder
-    from l2l_runner.reproduction.page import failed_since, keep, verdict, write_report
+    from l2l_runner.reproduction.page import held_before, keep, remember, verdict, write_report
     from l2l_runner.reproduction.running import run_stages
     from l2l_runner.reproduction.stages import stages_of
     from l2l_runner.resuming import Stopped
@@ -42,7 +41,9 @@ def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
         f"data.root={quoted(config.data.root)}",
         f"data.download={str(config.data.download).lower()}",
     ]
-    held = root / "held.json"
+    held = root / f"held-{config.budget.name}.json"
+    against = [held, Path(config.against).expanduser()] if config.against else []
+    before = {key for path in against for key in held_before(path, config.budget.name)}
     outcomes = run_stages(stages, root / "stages", machine, config.jobs)
     report = write_report(root, config, outcomes, describe(device))
     tell = align([[verdict(claim), claim["text"], claim["obtained"] or ""] for claim in report["claims"]])
@@ -50,14 +51,13 @@ def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     log.info("%s", "\n".join([*tell, str(root / "index.html"), str(root / "index.md")]))
     if any(outcome.status == "stopped" for outcome in outcomes.values()):
         raise Stopped("Stopped; everything is saved. To go on, give the same command again.", 130)
-    against = [held, Path(config.against)] if config.against else []
-    lost = sorted({key for path in against for key in failed_since(report, path)})
+    lost = [claim["key"] for claim in report["claims"] if claim["holds"] is False and claim["key"] in before]
     if lost:
         raise ClaimsFailed(
             f"Claims that held before fail now: {', '.join(lost)}; see {root / 'index.html'}. Find what has "
             "changed, or accept it with against=null."
         )
-    RunFolder(root).write_json("held.json", report)
+    remember(held, report)
     if config.keep:
         keep(root, Path(config.keep).expanduser())
     broken = [name for name, outcome in outcomes.items() if outcome.status == "failed"]

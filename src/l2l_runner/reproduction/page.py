@@ -14,6 +14,7 @@ import jinja2
 
 import l2l_runner
 from l2l_runner.checkpoint import write_atomically
+from l2l_runner.errors import ConfigError, reason
 from l2l_runner.evaluation import with_ci
 from l2l_runner.folder import jsonable
 from l2l_runner.plotting import LABELS
@@ -77,15 +78,30 @@ def keep(root: Path, target: Path) -> None:
             shutil.copyfile(root / picture["file"], target / picture["file"])
 
 
-def failed_since(report: Mapping[str, Any], before: Path) -> list[str]:
-    """The claims that hold in an earlier report of the same budget, and fail in this one."""
-    if not before.exists():
-        return []
-    earlier = json.loads(before.read_text())
-    if earlier["budget"] != report["budget"]:
-        return []
-    held = {claim["key"] for claim in earlier["claims"] if claim["holds"]}
-    return [claim["key"] for claim in report["claims"] if claim["holds"] is False and claim["key"] in held]
+def held_before(path: Path, budget: str) -> set[str]:
+    """The claims that hold in an earlier report, if it is there and of the same budget.
+
+    Raises:
+        ConfigError: it is no report.
+    """
+    if not path.exists():
+        return set()
+    try:
+        earlier = json.loads(path.read_text())
+        held = {str(claim["key"]) for claim in earlier["claims"] if claim["holds"]}
+        return held if earlier["budget"] == budget else set()
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"against: {path} is no report ({reason(error)}); expected a report.json of this command, or against=null."
+        ) from error
+
+
+def remember(path: Path, report: Mapping[str, Any]) -> None:
+    """Write down what held, for `held_before`: of claims that were not judged this time, what was known of them."""
+    claims = {claim["key"]: claim["holds"] for claim in report["claims"] if claim["holds"] is not None}
+    held = dict.fromkeys(held_before(path, report["budget"]), True) | claims
+    content = {"budget": report["budget"], "claims": [{"key": key, "holds": held[key]} for key in sorted(held)]}
+    write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def duration(seconds: float) -> str:

@@ -116,7 +116,7 @@ def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[Outcome]:
 def _start(outcome: Outcome, machine: Sequence[str]) -> Popen[bytes]:
     folder = outcome.folder
     if folder.last.exists():
-        arguments = [f"resume={quoted(str(folder.path))}"]
+        arguments = [f"resume={quoted(str(folder.path))}", *machine]
     else:
         if folder.claimed:  # by an attempt that left nothing to go on from
             shutil.rmtree(folder.path)
