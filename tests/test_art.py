@@ -330,6 +330,7 @@ BAD = [
     (["optimizee.content_layers=[]"], ["optimizee.content_layers is []", "one or more"]),
     (["optimizee.content_layers=[-1]"], ["optimizee.content_layers[0] is -1", "≥ 0"]),
     (["optimizee.size=8", "optimizee.style_layers=[6]"], ["optimizee.size is 8", "layer 6"]),
+    (["optimizee.size=1"], ["optimizee.size is 1", "≥ 2"]),
     (["optimizee.part=validation"], ["optimizee.part", "train, test, all"]),
 ]
 

@@ -117,7 +117,7 @@ def test_a_budgets_settings_count_where_they_fit_and_the_last_of_a_key_wins() ->
         stages_of(config(budget=node))
 
 
-@pytest.mark.parametrize("figure", ["3", "", None, [4, 10], {"4": 5}])
+@pytest.mark.parametrize("figure", ["3", "", None, [], [4, 10], {"4": 5}])
 def test_figures_that_there_are_not_are_refused(figure: Any) -> None:
     with pytest.raises(ConfigError, match=r"figure is .*; expected all, or some of 4, 5, 6, 7, 8, 9, long\."):
         config(figure=figure)

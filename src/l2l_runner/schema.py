@@ -509,7 +509,7 @@ def parse_reproduce(node: Mapping[str, Any]) -> ReproduceConfig:
     """
     parts = {key: value for key, value in node.items() if key != "figure"}
     given = node.get("figure")
-    listed = given if isinstance(given, list) else [given]
+    listed = given if isinstance(given, list) and given else [given]
     figures = FIGURES if given == "all" else tuple(str(figure) for figure in listed)
     for figure in figures:
         if figure not in FIGURES:

@@ -85,7 +85,7 @@ class Art(Optimizee):
     content: str = path()
     style: str = path()
     part: str = choice("train", "test", "all")
-    size: int = at_least(1)
+    size: int = at_least(2)  # one pixel has no neighbours to differ from
     network: str = choice(*NETWORKS)
     weights: str | None = path()
     content_layers: tuple[int, ...] | None = at_least(0)
