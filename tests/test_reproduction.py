@@ -226,6 +226,34 @@ def test_two_at_once_in_one_folder_are_refused(tmp_path: Path) -> None:
         run_stages([FIRST], tmp_path, CPU, 1)
 
 
+def test_no_stage_outlives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Endless:
+        poll = staticmethod(lambda: None)
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            calls.append("begin")
+
+        def terminate(self) -> None:
+            calls.append("terminate")
+
+        def wait(self) -> int:
+            with pytest.raises(StorageError), running._alone(tmp_path):  # still locked
+                pass
+            calls.append("wait")
+            return -signal.SIGTERM
+
+    def full(outcome: Outcome) -> str:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(running, "Popen", Endless)
+    monkeypatch.setattr(running, "_where", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        run_stages([FIRST, NO_DATA], tmp_path, CPU, 2)
+    assert calls == ["begin", "begin", "terminate", "terminate", "wait", "wait"]
+
+
 def test_ctrl_c_stops_the_stages_and_the_same_command_goes_on(tmp_path: Path) -> None:
     long = [*QUADRATIC[:-4], "meta.steps=100000"]
     command = [f"folder={tmp_path}", "figure=4", "against=null", *TOY, *["data.root=nowhere", "data.download=false"]]

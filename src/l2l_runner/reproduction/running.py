@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def run_stages(stages: Sequence[Stage], root: Path, machine: Sequence[str], jobs
     waiting = [outcome for outcome in outcomes.values() if outcome.status != "finished"]
     running: dict[Popen[bytes], tuple[Outcome, float]] = {}
     bar = tqdm(total=len(outcomes), initial=len(outcomes) - len(waiting), unit="stage", disable=None)
-    with _alone(root), stop_requests() as stop, bar:
+    with _alone(root), stop_requests() as stop, _none_left(running), bar:
         while running or (waiting and not stop):
             if stop:
                 for process in running:
@@ -172,6 +172,18 @@ def _where(outcome: Outcome) -> str:
             loss = "diverged" if record["meta_loss"] is None else f"{record['meta_loss']:.3g}"
             return f"{outcome.stage.name} at meta-step {record['step']}, meta-loss {loss}"
     return outcome.stage.name
+
+
+@contextmanager
+def _none_left(running: Iterable[Popen[bytes]]) -> Iterator[None]:
+    """End those that an error, or a second Ctrl-C, would leave at work in folders that are then anybody's."""
+    try:
+        yield
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
 
 
 @contextmanager
