@@ -54,7 +54,7 @@ def budget_file(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in node.items()}
 
 
-TRAININGS = ("quadratic-*", "cifar", "cifar-sub", "art", "curriculum", "imitation", "pes", "rnnprop-long")
+TRAININGS = ("quadratic-*", "cifar", "cifar-sub", "art", "curriculum", "imitation", "pes")
 TOY_SETTINGS = {name: TOY_TRAIN if name in TRAININGS else TOY_EVAL for name in budget_file("quick")["settings"]}
 TOY_SETTINGS |= {name: [*TOY_TRAIN, "meta.curriculum=[1]"] for name in ("curriculum", "imitation")}
 TOY += [f"budget.settings={{{','.join(f'{name}: {listed(these)}' for name, these in TOY_SETTINGS.items())}}}"]

@@ -119,8 +119,7 @@ def drawings(budget: Budget) -> list[Drawing]:
             "long",
             "Where the paper's optimizer fails",
             "Optimizers trained on the MLP of 20 sigmoid units, the paper's LSTM and those with a remedy, far past "
-            "the horizon that they were trained for, and on ReLU. RNNprop was trained for 100 steps (RNNprop-100), "
-            "and then for more; the curriculum grows too. Left, means of the last tenth of the steps so far.",
+            "the horizon that they were trained for, and on ReLU. Left, means of the last tenth of the steps so far.",
             ("long", "long-relu"),
             _long,
         ),

@@ -108,19 +108,17 @@ def _table(config: ReproduceConfig) -> list[Stage]:
         Stage("art-128", ("8", "9"), "eval", (*art, "optimizee.size=128", new_style)),
         Stage("art-test", ("8", "9"), "eval", art),
         Stage("rnnprop", (), "train", ("experiment=mnist_rnnprop", "evaluate=false")),
-        Stage("rnnprop-long", (), "train", ("experiment=mnist_rnnprop_long", "evaluate=false", "init=<rnnprop>")),
         Stage("scaling", (), "train", ("experiment=mnist_scaling", "evaluate=false", first)),
         Stage("curriculum", (), "train", ("experiment=mnist_curriculum", "evaluate=false", first)),
         Stage("imitation", (), "train", ("experiment=mnist_imitation", "evaluate=false", first)),
         Stage("pes", (), "train", ("experiment=mnist_pes", "evaluate=false", "init=<mnist>")),
-        Stage("long", ("long",), "eval", ("checkpoint=<rnnprop-long>", *others)),
-        Stage("long-relu", ("long",), "eval", ("checkpoint=<rnnprop-long>", *others, "optimizee.activation=relu")),
+        Stage("long", ("long",), "eval", ("checkpoint=<rnnprop>", *others)),
+        Stage("long-relu", ("long",), "eval", ("checkpoint=<rnnprop>", *others, "optimizee.activation=relu")),
     ]
 
 
 _VARIANTS = {
     "LSTM": "mnist",
-    "RNNprop-100": "rnnprop",
     "scaling": "scaling",
     "curriculum": "curriculum",
     "imitation": "imitation",
