@@ -64,6 +64,7 @@ def test_the_wheel_names_its_version_its_needs_and_its_commands(wheel: Path) -> 
     assert {"torch", "torchvision", "hydra-core", "matplotlib", "numpy", "scikit-learn", "scipy", "tqdm"} <= needs
     assert "l2l-train = l2l_runner.train:main" in commands
     assert "l2l-eval = l2l_runner.eval:main" in commands
+    assert "l2l-report = l2l_runner.report:main" in commands
     assert licensed
 
 

@@ -17,8 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
+from l2l_runner import pages, schema
 from l2l_runner import reproduce as reproduce_module
-from l2l_runner import schema
 from l2l_runner.errors import ConfigError, StorageError
 from l2l_runner.reproduction import page, running
 from l2l_runner.reproduction.figures import drawings
@@ -459,7 +459,7 @@ def test_what_is_no_report_is_refused_before_anything_is_run(tmp_path: Path, tex
 
 @pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (89, "89 s"), (91, "2 min"), (5400, "1 h 30 min")])
 def test_times_are_told_as_one_reads_them(seconds: float, words: str) -> None:
-    assert page.duration(seconds) == words
+    assert pages.duration(seconds) == words
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------

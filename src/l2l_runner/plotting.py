@@ -75,7 +75,7 @@ def draw_curves(axes: Axes, optimizers: Mapping[str, Any], first: int = 0, legen
 
     Args:
         axes: where.
-        optimizers: of a comparison's summary.
+        optimizers: of a comparison's summary; where an entry has `steps`, its curve is known at these alone.
         first: the first step that is shown.
         legend: say which line is whose, with learning rates and numbers of diverged problems.
     """
@@ -88,7 +88,7 @@ def draw_curves(axes: Axes, optimizers: Mapping[str, Any], first: int = 0, legen
         label = LABELS.get(name, name) + (f" (lr {entry['lr']:.2g})" if entry["lr"] is not None else "")
         label += f", {entry['diverged']} diverged" if entry["diverged"] else ""
         style = style_of(name, list(optimizers))
-        steps = np.arange(first, first + len(curve))
+        steps = np.array(entry.get("steps", range(first + len(curve))))[first:]
         axes.plot(steps[finite], curve[finite], label=label, linewidth=2 if entry["lr"] is None else 1.4, **style)
         low, high = np.maximum(curve - band, curve * 1e-2), curve + band
         shown = finite & np.isfinite(band)
@@ -327,51 +327,75 @@ def reweighting(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -> None:
-    """sweep.png: final loss against the swept values; a line for each value of a second one, if any."""
+    """sweep.png: final loss against the swept values."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
-    names = sorted(swept, key=lambda key: not _numeric([job["values"][key] for job in jobs]))
-    axes = new_axes(figure, 111, names[0], "final loss", "validation problems, 95 % confidence intervals")
+    axes = new_axes(figure, 111, "", "final loss", "validation problems, 95 % confidence intervals")
+    draw_sweep(axes, swept, jobs, "final")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8, frameon=False)
+    write_atomically(path, png(figure, 150))
+
+
+def draw_sweep(axes: Axes, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]], key: str) -> None:
+    """Jobs' losses against a swept value, a line for each value of the others; who has none, as a cross at the top.
+
+    Args:
+        axes: where.
+        swept: the swept keys; a numeric one is the abscissa, logarithmic where it is positive.
+        jobs: each with `values` of these keys, `status`, and at `key` a mean with its confidence interval, or None.
+        key: of the jobs: final or sum.
+    """
+    names = sorted(swept, key=lambda name: not _numeric([job["values"][name] for job in jobs]))
+    axes.set_xlabel(names[0])
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for job in jobs:
-        lines.setdefault(", ".join(f"{key}={job['values'][key]}" for key in names[1:]), []).append(job)
-    numeric = _numeric([job["values"][names[0]] for job in jobs])
-    categories = list(dict.fromkeys(str(job["values"][names[0]]) for job in jobs))
-    palette = [COLOURS[key] for key in ("adam", "lstm", "nag", "rms", "sgd", "momentum")]
-    drawn = False
+        lines.setdefault(", ".join(f"{name}={job['values'][name]}" for name in names[1:]), []).append(job)
+    values = [str(job["values"][names[0]]) for job in jobs]
+    categories = list(dict.fromkeys(values))
+    numeric = _numeric(values)
+    abscissa = {value: float(value) if numeric else place for place, value in enumerate(categories)}
+    known = [abscissa[str(job["values"][names[0]])] for job in jobs if job[key] and job[key]["mean"] is not None]
+    logarithmic = numeric and min(known or abscissa.values()) > 0
+    if logarithmic:  # a refused value that has no place on such an axis stands left of it
+        left = min(x for x in abscissa.values() if x > 0) / 3
+        abscissa = {value: x if x > 0 else left for value, x in abscissa.items()}
+    palette = [COLOURS[name] for name in ("adam", "lstm", "nag", "rms", "sgd", "momentum")]
+    fates = {"failed": "P", "diverged": "X"}
+    seen, lows, highs = set(), [], []
     for i, (label, members) in enumerate(lines.items()):
         colour = COLOURS.get(members[0]["values"].get("optimizer", ""), palette[i % len(palette)])
+        style = ("-", "--", ":")[i // len(palette) % 3]
         points = []
         for job in members:
-            value = job["values"][names[0]]
-            x = float(value) if numeric else categories.index(str(value))
-            if job["final"] is None or job["final"]["mean"] is None:
-                axes.axvline(x, color=colour, linewidth=1, linestyle=":", alpha=0.7)
-                axes.annotate(
-                    "failed" if job["status"] == "failed" else "diverged",
-                    (x, 0.98),
-                    xycoords=("data", "axes fraction"),
-                    rotation=90,
-                    va="top",
-                    ha="right",
-                    fontsize=8,
-                    color=colour,
-                )
+            x, loss = abscissa[str(job["values"][names[0]])], job[key]
+            if loss is None or loss["mean"] is None:
+                fate = "failed" if job["status"] == "failed" else "diverged"
+                seen.add(fate)
+                place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+                axes.plot([x], [1 - 0.05 * i % 1], fates[fate], color=colour, markersize=7, **place)
+                if logarithmic and float(job["values"][names[0]]) <= 0:
+                    where: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+                    axes.annotate(job["values"][names[0]], (x, 0.02), fontsize=8, color="#444444", **where)
             else:
-                points.append((x, job["final"]["mean"], job["final"]["ci95"] or 0.0))
-        points.sort()
+                points.append((x, loss["mean"], loss["ci95"] or 0.0))
         if points:
-            xs, ys, errors = zip(*points, strict=True)
-            axes.errorbar(xs, ys, yerr=errors, fmt="o-", capsize=3, color=colour, label=label or None)
-            drawn = True
-    if numeric and all(float(job["values"][names[0]]) > 0 for job in jobs):
+            xs, means, halves = np.array(sorted(points)).T
+            low = np.minimum(halves, 0.9 * means)  # a log axis knows no loss below 0
+            error: dict[str, Any] = {"yerr": np.stack([np.maximum(low, 0), halves]), "capsize": 3}
+            axes.errorbar(xs, means, marker="o", linestyle=style, color=colour, label=label or None, **error)
+            lows.append(means[means > 0].min(initial=np.inf))
+            highs.append(means.max())
+        elif label:
+            axes.plot([], [], marker="o", linestyle=style, color=colour, label=label)
+    for fate in sorted(seen):
+        axes.plot([], [], fates[fate], color="#444444", markersize=7, label=fate)
+    if logarithmic:
         axes.set_xscale("log")
     elif not numeric:
         axes.set_xticks(range(len(categories)), categories)
-    if drawn:
+    if lows and np.isfinite(min(lows)):
         axes.set_yscale("log")
-    if drawn and names[1:]:
-        axes.legend(fontsize=8, frameon=False)
-    write_atomically(path, png(figure, 150))
+        axes.set_ylim(0.5 * min(lows), 2 * max(highs))  # the means set the limits: intervals of few problems are wide
 
 
 def _numeric(values: Sequence[str]) -> bool:

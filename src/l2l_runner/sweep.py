@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,34 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
     Each has `job`, `values` (of all overrides), `status`, `score`, `final`, `sum` and `error`.
     """
     jobs = []
-    for overrides in sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda path: _number(path.parents[1].name)):
+    for overrides in sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda path: place(path.parents[1].name)):
         job = overrides.parents[1]
         result = job / "result.json"
         record: dict[str, Any] = {"status": "failed", "score": None, "error": "it left no result"}
         if result.exists():
             record = json.loads(result.read_text())
-        pairs = [str(item).partition("=") for item in OmegaConf.load(overrides)]
-        values = {key.lstrip("+"): value for key, _, value in pairs}
+        values = overridden(overrides)
         jobs.append({"final": None, "sum": None, "error": None, **record, "job": job.name, "values": values})
     return jobs
 
 
-def _number(name: str) -> tuple[int, str]:
+def overridden(path: Path) -> dict[str, str]:
+    """The keys and values of an overrides.yaml."""
+    pairs = [str(item).partition("=") for item in OmegaConf.load(path)]
+    return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def keep_swept(jobs: Sequence[dict[str, Any]]) -> list[str]:
+    """Leave of the jobs' `values` those that differ between jobs (all where none does); their keys."""
+    keys = list(dict.fromkeys(key for job in jobs for key in job["values"]))
+    swept = [key for key in keys if len({job["values"].get(key) for job in jobs}) > 1] or keys
+    for job in jobs:
+        job["values"] = {key: job["values"].get(key, "default") for key in swept}
+    return swept
+
+
+def place(name: str) -> tuple[int, str]:
+    """What folders are sorted by: numbers as numbers, before names."""
     return (int(name), "") if name.isdigit() else (1 << 30, name)
 
 
@@ -50,10 +66,7 @@ class SweepSummary(Callback):
         jobs = read_jobs(folder)
         if not jobs:
             return
-        keys = list(dict.fromkeys(key for job in jobs for key in job["values"]))
-        swept = [key for key in keys if len({job["values"].get(key) for job in jobs}) > 1] or keys
-        for job in jobs:
-            job["values"] = {key: job["values"].get(key, "default") for key in swept}
+        swept = keep_swept(jobs)
         rows = [["job", *swept, "final loss", "sum of losses", "status"]]
         for job in jobs:
             figures = [_figure(job[key]) for key in ("final", "sum")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import shutil
@@ -10,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import l2l_runner
 from l2l_runner.checkpoint import write_atomically
 from l2l_runner.errors import ConfigError, reason
 from l2l_runner.evaluation import with_ci
 from l2l_runner.folder import jsonable
+from l2l_runner.pages import comparison_rows, write_pages
 from l2l_runner.plotting import LABELS
 from l2l_runner.reproduction.figures import Drawing, drawings
 from l2l_runner.reproduction.numbers import NUMBERS, claims
@@ -25,7 +23,6 @@ from l2l_runner.reproduction.running import Outcome
 from l2l_runner.schema import ReproduceConfig
 
 TITLE = "Learning to learn by gradient descent by gradient descent, reproduced"
-PAGES = ("index.html", "index.md")
 
 
 def write_report(
@@ -54,17 +51,7 @@ def write_report(
     }
     report = jsonable(report)
     write_atomically(root / "report.json", json.dumps(report, indent=1).encode() + b"\n")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=lambda name: name is not None and name.endswith(".html"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"duration": duration, "verdict": verdict, "embedded": lambda name: _embedded(root / name)}
-    for page in PAGES:
-        text = environment.get_template(page).render(title=TITLE, report=report)
-        write_atomically(root / page, text.encode())
+    write_pages(root, Path(__file__).parent / "templates", title=TITLE, report=report, verdict=verdict)
     return report
 
 
@@ -104,14 +91,6 @@ def remember(path: Path, report: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
-def duration(seconds: float) -> str:
-    """Seconds as one reads them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def verdict(claim: Mapping[str, Any]) -> str:
     """Whether a claim of a report holds, in a word or two."""
     if claim["holds"] is None:
@@ -136,18 +115,8 @@ def _figure(root: Path, drawing: Drawing, results: Results) -> dict[str, Any]:
 
 def _table(stage: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
     """A comparison as rows to be printed."""
-    rows = []
-    for name, entry in comparison["optimizers"].items():
-        rows.append(
-            {
-                "optimizer": LABELS.get(name, name),
-                "lr": "learned" if entry["lr"] is None else f"{entry['lr']:.3g}",
-                "sum": with_ci(entry["sum"]),
-                "final": with_ci(entry["final"]),
-                "diverged": entry["diverged"],
-            }
-        )
-    return {"stage": stage, "steps": comparison["steps"], "problems": comparison["problems"], "rows": rows}
+    sizes = {"steps": comparison["steps"], "problems": comparison["problems"]}
+    return {"stage": stage, **sizes, "rows": comparison_rows(comparison)}
 
 
 def _numbers(results: Results, figures: Sequence[str]) -> list[dict[str, Any]]:
@@ -210,7 +179,3 @@ def _stage(outcome: Outcome) -> dict[str, Any]:
         "reason": "" if outcome.status == "finished" else ": ".join(filter(None, [outcome.status, outcome.error])),
         "folder": outcome.folder.path.name,
     }
-
-
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
