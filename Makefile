@@ -9,7 +9,7 @@ BUDGET ?= cpu
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-mnist reproduce-paper test lint format bench bench-peers wheel clean
+.PHONY: help setup train train-mnist reproduce-paper test lint format bench bench-peers docs wheel clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,8 +59,11 @@ $(PEERS)/.ready:
 bench-peers: $(READY) $(PEERS)/.ready ## The same with JAX, in a scratch environment of its own
 	$(BIN)/python -m benchmarks.bench --jax-python $(PEERS)/bin/python $(ARGS)
 
+docs: $(READY) ## Build the documentation's site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean: ## Remove the environment and caches (outputs/ stays)
-	rm -rf .venv $(PEERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(PEERS) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

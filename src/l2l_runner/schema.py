@@ -22,7 +22,12 @@ FIGURES = ("4", "5", "6", "7", "8", "9", "long")
 
 @dataclass(frozen=True, kw_only=True)
 class Unroll:
-    """length: steps of a truncation window. steps: steps of a trajectory."""
+    """How long windows and trajectories are.
+
+    Attributes:
+        length: steps of a truncation window.
+        steps: steps of a trajectory.
+    """
 
     length: int = at_least(1)
     steps: int = at_least(1)
@@ -238,7 +243,13 @@ METAS: dict[str, type[Meta] | type[Online] | type[Reweight]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """name: auto, cpu or cuda. dtype: float32 or float64. threads: CPU threads; null leaves PyTorch's choice."""
+    """Where to compute.
+
+    Attributes:
+        name: cpu, cuda, or auto, the GPU where there is one.
+        dtype: the precision.
+        threads: CPU threads; null leaves PyTorch's choice.
+    """
 
     name: str = choice("auto", "cpu", "cuda")
     dtype: str = choice("float32", "float64")
@@ -247,7 +258,12 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """root: the data sets' folder (torchvision's layout). download: fetch what is missing."""
+    """Where the data sets are.
+
+    Attributes:
+        root: their folder, in torchvision's layout.
+        download: fetch what is missing.
+    """
 
     root: str = path()
     download: bool
@@ -332,7 +348,19 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """All of `eval`: a checkpoint, others by name, the optimizee to try them on, and an `Evaluation`."""
+    """All of `eval`.
+
+    Attributes:
+        checkpoint: the trained optimizer: a checkpoint, the folder of its run, or the name of a pretrained one.
+        others: more of them for the same comparison, by name.
+        seed: of the problems; null for the run's own, whose test problems were never trained on.
+        optimizee: what they are tried on; left out, what the first was trained on.
+        score: what tuning minimises: the `final` loss or the `sum` of losses.
+        evaluation: how to compare; on the command line its keys stand at the top.
+        device: where to compute.
+        kernel: as in `train`.
+        data: where the data sets are.
+    """
 
     checkpoint: str
     others: dict[str, str]

@@ -40,7 +40,11 @@ class SGD(HandDesigned):
 
 @dataclass(frozen=True, kw_only=True)
 class Momentum(HandDesigned):
-    """b ← μ b + g, u = −lr b (Polyak 1964, in torch.optim's form)."""
+    """b ← μ b + g, u = −lr b (Polyak 1964, in torch.optim's form).
+
+    Attributes:
+        momentum: μ.
+    """
 
     momentum: float = between(0, 1)
 
@@ -64,7 +68,13 @@ class NAG(Momentum):
 
 @dataclass(frozen=True, kw_only=True)
 class RMSprop(HandDesigned):
-    """v ← α v + (1 − α) g², b ← μ b + g / (√v + ε), u = −lr b (Tieleman & Hinton 2012)."""
+    """v ← α v + (1 − α) g², b ← μ b + g / (√v + ε), u = −lr b (Tieleman & Hinton 2012).
+
+    Attributes:
+        alpha: α, the decay of the mean square.
+        eps: ε.
+        momentum: μ.
+    """
 
     alpha: float = between(0, 1)
     eps: float = above(0)
@@ -83,7 +93,13 @@ class RMSprop(HandDesigned):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(HandDesigned):
-    """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², u = −lr m̂ / (√v̂ + ε) (Kingma & Ba 2015)."""
+    """m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², u = −lr m̂ / (√v̂ + ε) (Kingma & Ba 2015).
+
+    Attributes:
+        beta1: β₁, the decay of the mean.
+        beta2: β₂, the decay of the mean square.
+        eps: ε.
+    """
 
     beta1: float = between(0, 1)
     beta2: float = between(0, 1)

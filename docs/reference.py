@@ -1,0 +1,156 @@
+"""The configuration reference, made of conf/ and of the types that check it: `python docs/reference.py` prints it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from l2l_runner import schema
+from l2l_runner.optimizees import OPTIMIZEES
+from l2l_runner.optimizers import HAND_DESIGNED, LEARNED
+
+CONF = Path(__file__).parents[1] / "conf"
+COMMANDS = {"train": schema.TrainConfig, "eval": schema.EvalConfig, "reproduce": schema.ReproduceConfig}
+GROUPS: dict[str, Mapping[str, type] | type] = {
+    "optimizee": OPTIMIZEES,
+    "optimizer": {**HAND_DESIGNED, **LEARNED},
+    "meta": schema.METAS,
+    "unroll": schema.Unroll,
+    "evaluation": schema.Evaluation,
+    "device": schema.Device,
+    "data": schema.Data,
+    "budget": schema.Budget,
+}
+PRESETS = ("experiment", "recipe")
+TYPED = {"figures": "figure"}
+"""What a user types where the parsed configuration has another name for it."""
+_NOUNS = {int: "integer", float: "number", bool: "true or false", str: "word"}
+
+PRESETS_ARE = {
+    "experiment": "Presets: `experiment=NAME` sets all of this; the command line counts more.",
+    "recipe": "What an optimizee, an optimizer and an estimator train well with, named after the three. They apply "
+    "by themselves where their three are chosen; presets and the command line count more.",
+}
+
+
+def page() -> str:
+    """All of it, in Markdown."""
+    return "\n".join([*_commands(), *_groups(), *_presets()])
+
+
+def _commands() -> Iterator[str]:
+    yield "## Commands\n"
+    for name, cls in COMMANDS.items():
+        comment, values = read(CONF / f"{name}.yaml")
+        yield f"### {name}\n\n{comment}\n"
+        yield table(cls, values)
+
+
+def _groups() -> Iterator[str]:
+    for group, options in GROUPS.items():
+        yield f"## {group}\n"
+        for path in sorted((CONF / group).glob("*.yaml")):
+            comment, values = read(path)
+            cls = options if isinstance(options, type) else options[values["name"]]
+            yield f"### {group}={path.stem}\n\n{comment}\n\n{_prose(summary(cls))}\n"
+            yield table(cls, values)
+
+
+def _presets() -> Iterator[str]:
+    for group in PRESETS:
+        yield f"## {group}\n\n{PRESETS_ARE[group]}\n"
+        for path in sorted((CONF / group).glob("*.yaml")):
+            comment, _ = read(path)
+            settings = re.sub(r"\A(#.*\n)*", "", path.read_text())
+            yield f"### {group}={path.stem}\n\n{comment}\n\n```yaml\n{settings}```\n"
+
+
+def read(path: Path) -> tuple[str, dict[str, Any]]:
+    """A file of conf/: what its first comment says, and what is in it."""
+    text = path.read_text()
+    lines = re.match(r"(#.*\n)*", text)[0].splitlines()  # type: ignore[index] # it fits anything
+    comment = " ".join(line.lstrip("# ") for line in lines if line != "# @package _global_")
+    return _prose(comment), yaml.safe_load(text)
+
+
+def table(cls: type, values: Mapping[str, Any]) -> str:
+    """The keys of a dataclass, with the defaults that a file of conf/ gives them."""
+    return "\n".join(["| key | default | type | meaning |", "|---|---|---|---|", *rows(cls, values)]) + "\n"
+
+
+def rows(cls: type, values: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """A row a key; those of a dataclass within it after it."""
+    hints, said = typing.get_type_hints(cls), words(cls)
+    for field in fields(cls):
+        hint, name = hints[field.name], TYPED.get(field.name, field.name)
+        if is_dataclass(hint) and name in values:
+            yield from rows(hint, values[name], f"{path}{name}.")
+            continue
+        default = shown(values[name]) if name in values else "its group's"
+        rule = field.metadata.get("rule")
+        yield f"| `{path}{name}` | {default} | {kind(hint, rule.words if rule else '')} | {_prose(said[field.name])} |"
+
+
+def words(cls: type) -> dict[str, str]:
+    """What the docstrings of a class and of those that it derives from say of its attributes."""
+    said: dict[str, str] = {}
+    for one in reversed(cls.__mro__):
+        section = (one.__doc__ or "").partition("Attributes:\n")[2]
+        for name, text in re.findall(r"^ +(\w+): (.*(?:\n {12,}.*)*)", section, re.MULTILINE):
+            said[name] = " ".join(text.split())
+    return said
+
+
+def summary(cls: type) -> str:
+    """What a class's own docstring says before its sections."""
+    return inspect.cleandoc(cls.__doc__ or "").partition("\n\nAttributes:")[0]
+
+
+def kind(hint: Any, rule: str) -> str:
+    """A type and what its values must keep to, in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        optional = type(None) in arguments
+        inner = [one for one in arguments if one is not type(None)]
+        whole = kind(inner[0], rule) if len(inner) == 1 else "group"
+        return f"{whole}, or null" if optional else whole
+    if origin is tuple:
+        return f"list of {kind(arguments[0], rule)}"
+    if origin is dict:
+        return f"names to {kind(arguments[1], rule)}"
+    if hint not in _NOUNS:
+        return "group"
+    noun = _NOUNS[hint]
+    return rule if rule and hint is str else f"{noun} {rule}".strip()
+
+
+def shown(value: Any) -> str:
+    """A default as one would type it."""
+    if value == "???":
+        return "required"
+    if isinstance(value, str):
+        return f"`{value}`" if value else "empty"
+    return f"`{yaml_line(value)}`"
+
+
+def yaml_line(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+
+
+def _prose(text: str) -> str:
+    """A docstring's words for a table or a paragraph of Markdown."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([*_<|\[])", r"\\\1", part) for part in parts)
+
+
+if __name__ == "__main__":
+    print(page())

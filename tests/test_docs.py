@@ -1,0 +1,241 @@
+"""The documentation: its code runs, its commands compose, its words are spelt, its site builds without a warning."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from l2l_runner import schema, streams
+from l2l_runner.cards import pretrained
+from l2l_runner.checkpoint import load
+from l2l_runner.cli import conf_folder, with_open_groups
+from l2l_runner.meta import TBPTT
+from l2l_runner.meta.base import loss_weights
+from l2l_runner.optimizees import OPTIMIZEES
+from l2l_runner.optimizers import HAND_DESIGNED, LEARNED
+from problems import RUNTIME, lstm, problems
+from running import ROOT, call, read_json
+
+pytestmark = pytest.mark.usefixtures("sketches", "registries")
+
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
+HOW_TOS = [page for page in PAGES if page.startswith("docs/howto/")]
+PARSERS = {"train": schema.parse_train, "eval": schema.parse_eval, "reproduce": schema.parse_reproduce}
+FEWER = ["optimizee.batch=4", "optimizee.validation_problems=4", "optimizee.test_problems=4", "device.threads=1"]
+CRUDE = ["evaluation.tune.per_decade=1", "evaluation.tune.refinements=0"]
+
+needs_site = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")),
+    reason="the site is built with the packages of the extra docs: pip install -e '.[docs]'",
+)
+needs_codespell = pytest.mark.skipif(
+    find_spec("codespell_lib") is None, reason="spelling is checked by codespell: pip install -e '.[docs]'"
+)
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What the pages' code registers is forgotten after the test."""
+    known: list[dict[str, Any]] = [OPTIMIZEES, HAND_DESIGNED, LEARNED, schema.METAS]
+    before = [dict(registry) for registry in known]
+    yield
+    for registry, was in zip(known, before, strict=True):
+        registry.clear()
+        registry.update(was)
+
+
+def files_of(page: str) -> dict[str, str]:
+    """The files that a page shows whole, by their names."""
+    found = re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return dict(found)
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The commands that a page shows, word by word."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    lines = (shlex.split(line, comments=True) for block in blocks for line in _joined(block))
+    return [words for words in lines if words]
+
+
+def _joined(block: str) -> list[str]:
+    return block.replace("\\\n", " ").splitlines()
+
+
+def written(page: str, folder: Path) -> Path:
+    for name, text in files_of(page).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+HOW_TO_COMMANDS = [(page, command) for page in HOW_TOS for command in commands_of(page)]
+
+
+@pytest.mark.parametrize(("page", "command"), HOW_TO_COMMANDS, ids=[" ".join(c[1:4]) for _, c in HOW_TO_COMMANDS])
+def test_every_how_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str, command: list[str]) -> None:
+    python, script, *arguments = command
+    assert python == "python"
+    monkeypatch.chdir(written(page, tmp_path))
+    run = tmp_path / "run"
+    ended = call(lambda: runpy.run_path(script, run_name="__main__"), run, [*arguments, *FEWER, *CRUDE])
+    assert ended.code == 0, ended.err
+    assert read_json(run / "result.json")["status"] == "completed"
+    name = Path(script).stem
+    composed = OmegaConf.load(run / ".hydra" / "config.yaml")
+    assert name in (run / ".hydra" / "overrides.yaml").read_text()
+    if "optimizer=lion" in arguments:
+        assert not (run / "comparison.json").exists()
+    else:
+        compared = read_json(run / "comparison.json")
+        assert {"sgd", "nag", "rms", "adam", composed.optimizer.name} <= set(compared["optimizers"])
+        assert ("lion" in compared["optimizers"]) == (name == "lion")
+
+
+@pytest.mark.parametrize("page", HOW_TOS)
+def test_each_how_to_takes_less_than_40_lines(page: str) -> None:
+    scripts = {name: text for name, text in files_of(page).items() if name.endswith(".py")}
+    assert scripts
+    for name, text in scripts.items():
+        assert len([line for line in text.splitlines() if line.strip()]) < 40, name
+
+
+def test_rastrigins_minimum_is_known(tmp_path: Path) -> None:
+    namespace = runpy.run_path(str(written("docs/howto/optimizee.md", tmp_path) / "rastrigin.py"))
+    made = namespace["Rastrigin"](name="rastrigin", dim=3, batch=1, validation_problems=1, test_problems=2)
+    problem = made.sample(streams.seeds(0, "train", 0, 4), RUNTIME)
+    assert torch.equal(problem.loss({"theta": problem.minimum}, 0), torch.zeros(4, dtype=torch.float64))
+    assert (problem.loss(problem.init(), 0) > 0).all()
+
+
+def test_the_learned_momentum_replays_what_autograd_finds(tmp_path: Path) -> None:
+    namespace = runpy.run_path(str(written("docs/howto/optimizer.md", tmp_path) / "momentum.py"))
+    optimizer = namespace["LearnedMomentum"](0.02).double()
+    problem = problems("quadratic", 3)
+    found = [
+        [estimate.grads for estimate in TBPTT(length=4, steps=8, engine=engine).estimates(optimizer, problem)]
+        for engine in ("replay", "graph")
+    ]
+    torch.testing.assert_close(*found)
+
+
+def test_evolution_finds_the_slope_along_its_perturbation(tmp_path: Path) -> None:
+    namespace = runpy.run_path(str(written("docs/howto/estimator.md", tmp_path) / "evolution.py"))
+    optimizer, problem, steps, sigma = lstm(), problems("quadratic", 3), 5, 1e-4
+    weights = loss_weights("linear", steps).double()
+    (mine,) = namespace["Evolution"](weights=weights, sigma=sigma).estimates(optimizer, problem)
+    exact = TBPTT(length=steps, steps=steps, weights="linear", engine="graph", second_order=True)
+    (theirs,) = exact.estimates(optimizer, problem)
+    grads, true = (torch.cat([grad.flatten() for grad in one.grads]) for one in (mine, theirs))
+    noise = sigma * streams.normal(problem.seeds[:1], len(grads), "evolution")[0]
+    torch.testing.assert_close(grads, noise * (noise @ true) / sigma**2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(mine.meta_loss, theirs.meta_loss, rtol=1e-4, atol=0)
+
+
+def test_the_first_page_uses_a_pretrained_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(written("docs/index.md", tmp_path) / "digits.py"))
+    loss = re.fullmatch(r"loss (\d\.\d\d) after 100 steps\n", capsys.readouterr().out)
+    assert loss is not None
+    assert float(loss[1]) < 0.3
+
+
+def pretrained_config(name: str) -> dict[str, Any]:
+    return load(pretrained()[name].path)["config"]
+
+
+COMMANDS = sorted(
+    {tuple(command) for page in PAGES for command in commands_of(page)}
+    - {tuple(command) for _, command in HOW_TO_COMMANDS}
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_shown_is_one(command: tuple[str, ...]) -> None:
+    program, *words = command
+    if program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    assert (program, words[0]) == ("python", "-m")
+    package, name = words[1].split(".")
+    if package == "l2l_runner" and name in PARSERS:
+        overrides = with_open_groups([word for word in words[2:] if word != "-m"])
+        sweep = [word for word in overrides if "," in word and "[" not in word]
+        once = [word.split(",")[0] if word in sweep else word for word in overrides]
+        assert bool(sweep) == ("-m" in words[2:])
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            composed = OmegaConf.to_container(compose(name, once), resolve=True)
+        if name == "eval":  # which finds the optimizee in the checkpoint, and has the evaluation's keys at the top
+            composed["optimizee"] = pretrained_config(composed["checkpoint"])["optimizee"]
+            composed["evaluation"] = {field.name: composed.pop(field.name) for field in fields(schema.Evaluation)}
+        PARSERS[name](composed)
+    else:
+        assert find_spec(words[1]) is not None
+
+
+@pytest.mark.parametrize("page", [*PAGES, "README.md", "CHANGELOG.md", "benchmarks/README.md"])
+def test_links_between_files_of_the_repository_lead_somewhere(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s#]+)", text):
+        assert "://" in link or ((ROOT / page).parent / link).exists(), link
+
+
+@needs_site
+def test_the_reference_names_every_choice_and_key() -> None:
+    reference = runpy.run_path(str(DOCS / "reference.py"))
+    text = reference["page"]()
+    files = list((ROOT / "conf").glob("*/*.yaml"))
+    assert len(files) > 40
+    for path in files:
+        heading = f"### {path.parent.name}={path.stem}\n"
+        assert text.count(heading) == 1
+        own = re.split(r"^##+ ", text.split(heading)[1], flags=re.MULTILINE)[0]
+        if path.parent.name in reference["GROUPS"]:
+            keys = [key for key in OmegaConf.load(path) if key not in ("defaults", "tune")]
+            assert [key for key in keys if f"| `{key}` |" not in own and key != "name"] == []
+            assert not re.search(r"\| +\|", own), "a key without words"
+    row = next(line for line in text.splitlines() if line.startswith("| `meta_batch` |"))
+    assert row == "| `meta_batch` | `${optimizee.batch}` | integer ≥ 1 | problems of a meta-step, computed together. |"
+    assert "| `evaluation` | its group's | group |" in text
+    assert "| `proportion` | `0.99` | number ≥ 0.5 and < 1 |" in text
+
+
+@needs_site
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "WARNING" not in ended.stdout + ended.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    for page in pages:
+        text = page.read_text()
+        assert re.findall(r'<(?:script|img)[^>]* src="(?:https?:)?//', text) == [], page
+        assert re.findall(r'<link[^>]* href="(?:https?:)?//(?![^>]*canonical)', text) == [], page
+    shown = {name: (tmp_path / f"{name}.html").read_text() for name in ("performance", "configuration", "transforms")}
+    assert "optimizee=quadratic" in shown["configuration"]
+    assert "replay, C++ kernel" in shown["performance"]  # the README's table
+    assert 'href="files/examples/learned_rates.py.html"' in shown["transforms"]
+    api = (tmp_path / "api" / "learned_optimizer.html").read_text()
+    assert "what a trained coordinatewise optimizer answers" in api
+
+
+@needs_codespell
+def test_words_are_spelt() -> None:
+    paths = ["README.md", "CHANGELOG.md", "docs", "conf", "src", "examples", "benchmarks"]
+    command = [sys.executable, "-m", "codespell_lib", *paths]
+    ended = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
