@@ -13,11 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from l2l_runner import checkpoint
 from l2l_runner.errors import StorageError, UserError, reason
 from l2l_runner.evaluation import with_ci
+from l2l_runner.folder import with_nan
 from l2l_runner.pages import COMPARED, comparison_rows
 from l2l_runner.sweep import overridden, place
 
@@ -288,7 +290,7 @@ def _fill(
     if steps:
         optimizer, problems = run.config["optimizer"], run.config["optimizee"]["validation_problems"]
         curve, ci95 = ([record[key] for record in steps] for key in ("loss", "ci95"))
-        mine = {optimizer["name"]: {"lr": optimizer["lr"], "curve": curve, "ci95": ci95, "diverged": 0}}
+        mine = {optimizer["name"]: _checked({"lr": optimizer["lr"], "curve": curve, "ci95": ci95, "diverged": 0})}
         run.curves = Curves("validation problems", len(steps) - 1, problems, mine)
     if result is not None:
         run.status, run.detail, run.score = result["status"], result["error"] or "", result["score"]
@@ -306,15 +308,20 @@ def _fill(
         run.over += f", at meta-step {best}"
 
 
+def _checked(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An entry that can be drawn: numbers or null, as many means as intervals as steps."""
+    lists = [with_nan(list(entry[key])) for key in ("curve", "ci95", "steps") if key in entry]
+    if np.array(lists, dtype=float).shape[1:] == (0,):  # also an error: lists that aren't equally long
+        raise ValueError("a curve of no points")
+    return entry
+
+
 def _add_comparison(run: Run, comparison: Mapping[str, Any]) -> None:
     """The figures on held-out problems take the place of those on validation problems."""
     steps, problems = int(comparison["steps"]), int(comparison["problems"])
     title = f"{comparison['optimizee']}, {problems} held-out problems, {steps} steps"
     table = Table(title, COMPARED, [[str(value) for value in row.values()] for row in comparison_rows(comparison)])
-    entries = {
-        name: {**entry, "curve": [*entry["curve"]], "ci95": [*entry["ci95"]]}
-        for name, entry in comparison["optimizers"].items()
-    }
+    entries = {name: _checked(entry) for name, entry in comparison["optimizers"].items()}
     mine = {name: entry for name, entry in entries.items() if entry["lr"] is None}
     baselines = {name: entry for name, entry in entries.items() if name not in mine}
     (first, *_) = mine.values()
@@ -335,7 +342,7 @@ def _add_online(run: Run, online: Mapping[str, Any]) -> None:
         rows.append([name, str(arm["steps"][-1]), with_ci(arm["loss"][-1]), told, of])
         curve, ci95 = ([loss[key] for loss in arm["loss"]] for key in ("mean", "ci95"))
         entry = {"lr": None, "curve": curve, "ci95": ci95, "diverged": arm["diverged"], "steps": [*arm["steps"]]}
-        mine[f"{online['optimizer']}, {name}"] = entry
+        mine[f"{online['optimizer']}, {name}"] = _checked(entry)
     trajectories = max((arm["runs"][0] for arm in arms.values()), default=0)
     title = f"{online['optimizee']}, {trajectories} trajectories of {online['steps']} steps"
     run.over = f"{trajectories} trajectories, training loss"
