@@ -105,7 +105,9 @@ def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[Outcome]:
         # What a stage is does not depend on where the results lie.
         name = folder_name(stage, stage.resolved({n: Path(path).name for n, path in folders.items()}))
         folder = RunFolder(root / name)
-        folders[stage.name] = str(folder.path)
+        # As a user in this folder would type it.
+        here = folder.path.is_relative_to(Path.cwd())
+        folders[stage.name] = str(folder.path.relative_to(Path.cwd()) if here else folder.path)
         outcome = Outcome(stage, folder, arguments)
         outcome.seconds = (folder.read_json("../" + name + ".json") or {"seconds": 0.0})["seconds"]
         if (folder.read_json("result.json") or {"status": "none"})["status"] in ("completed", "diverged"):
