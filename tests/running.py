@@ -214,6 +214,15 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plotting, name, sketched)
 
 
+def run_command(command: Sequence[str], output: str) -> None:
+    """`python -m l2l_runner.train …` or eval in this process, which ends with its exit code, with sketched pictures."""
+    with pytest.MonkeyPatch.context() as patched:
+        sketch(patched)
+        ended = {"l2l_runner.train": train, "l2l_runner.eval": evaluate}[command[2]](None, *command[3:])
+    Path(output).write_text(ended.out + ended.err)
+    sys.exit(ended.code)
+
+
 class Spy(Callback):
     """Hydra's callback that notes what each job returns to a sweeper."""
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import re
 import signal
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -29,7 +27,7 @@ from l2l_runner.reproduction.running import Outcome, run_stages
 from l2l_runner.reproduction.stages import Stage, folder_name, stages_of
 from l2l_runner.schema import ReproduceConfig, parse_reproduce
 from problems import CONF, DATA, art_files, needs_mnist
-from running import ROOT, Ended, assert_one_sentence, call, evaluate, finish, read_json, spawn, train, wait_until
+from running import ROOT, Ended, assert_one_sentence, call, finish, read_json, run_command, spawn, wait_until
 
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 
@@ -126,27 +124,22 @@ def test_figures_that_there_are_not_are_refused(figure: Any) -> None:
 # --- running it ------------------------------------------------------------------------------------------------------
 
 
+SERVER = multiprocessing.get_context("forkserver")  # PyTorch is imported once; a fork of this process could hang in it
+SERVER.set_forkserver_preload(["running"])
+
+
 class Ran:
-    """A process that is this one's fork, which has no need to import everything again, and has ended when it begins."""
+    """A process that needs no import of its own, and has ended when it begins."""
 
     runs: list[list[str]] = []  # noqa: RUF012 - of all instances
 
     def __init__(self, command: list[str], stdout: Any, **kwargs: Any):
         self.runs.append(command)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the parent has threads, which the child does without
-            child = os.fork()
-        if child == 0:
-            code = 70
-            try:
-                GlobalHydra.instance().clear()
-                ended = {"l2l_runner.train": train, "l2l_runner.eval": evaluate}[command[2]](None, *command[3:])
-                stdout.write((ended.out + ended.err).encode())
-                stdout.flush()
-                code = ended.code
-            finally:
-                os._exit(code)
-        self.code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        process = SERVER.Process(target=run_command, args=(command, stdout.name))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        self.code = process.exitcode
 
     def poll(self) -> int:
         return self.code
@@ -567,8 +560,15 @@ def test_the_same_again_computes_nothing_and_a_lost_claim_is_an_error(
 
 
 @needs_mnist
-def test_every_figure_from_end_to_end(tmp_path: Path, ran: list[list[str]]) -> None:
-    arguments = ["figure=all", f"folder={tmp_path}", f"hydra.run.dir={tmp_path / 'log'}", *TOY, "against=null"]
+def test_every_figure_from_end_to_end(tmp_path: Path) -> None:
+    arguments = [
+        "figure=all",
+        f"folder={tmp_path}",
+        f"hydra.run.dir={tmp_path / 'log'}",
+        *TOY,
+        "jobs=2",
+        "against=null",
+    ]
     files = art_files()
     arguments += [f"art.{key}={files[key]}" for key in ("content", "style", "weights")] + [
         f"art.new_style={files['style']}"

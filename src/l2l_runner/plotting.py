@@ -105,9 +105,9 @@ def draw_curves(axes: Axes, optimizers: Mapping[str, Any], first: int = 0, legen
 
 def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
     """Colour and line of an optimizer among others: its own where it has one, else one by its place."""
-    if name in COLOURS:
-        return {"color": COLOURS[name], "linestyle": STYLES[name]}
-    strangers = [other for other in names if other not in COLOURS]
+    if name.lower() in COLOURS:  # a second one may be called LSTM, say
+        return {"color": COLOURS[name.lower()], "linestyle": STYLES[name.lower()]}
+    strangers = [other for other in names if other.lower() not in COLOURS]
     place = strangers.index(name)
     return {"color": OTHERS[place % len(OTHERS)], "linestyle": ("-", "--", ":")[place // len(OTHERS) % 3]}
 
