@@ -12,16 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from l2l_runner.runtime import processor
+
 HERE = Path(__file__).parent
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def free_memory() -> int | None:

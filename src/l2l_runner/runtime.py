@@ -83,12 +83,16 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def describe(device: torch.device) -> dict[str, str]:
-    """What a reader needs to know of the machine to judge how long something took."""
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    parts = {"processor": f"{os.cpu_count()} cores of {name}", "pytorch": f"PyTorch {torch.__version__}"}
+        return platform.processor() or platform.machine()
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """What a reader needs to know of the machine to judge how long something took."""
+    parts = {"processor": f"{os.cpu_count()} cores of {processor()}", "pytorch": f"PyTorch {torch.__version__}"}
     return ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}) | parts

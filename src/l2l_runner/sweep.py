@@ -58,9 +58,8 @@ class SweepSummary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write sweep.csv, .json and .png, print the table; exit with 1 if a job failed."""
         from l2l_runner import plotting
-        from l2l_runner.checkpoint import write_atomically
         from l2l_runner.evaluation import align
-        from l2l_runner.folder import jsonable
+        from l2l_runner.folder import RunFolder
 
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         jobs = read_jobs(folder)
@@ -71,7 +70,7 @@ class SweepSummary(Callback):
         for job in jobs:
             figures = [_figure(job[key]) for key in ("final", "sum")]
             rows.append([job["job"], *(job["values"][key] for key in swept), *figures, job["status"]])
-        write_atomically(folder / "sweep.json", json.dumps(jsonable(jobs), indent=1).encode() + b"\n")
+        RunFolder(folder).write_json("sweep.json", jobs)
         with open(folder / "sweep.csv", "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             figures = ["final_mean", "final_ci95", "sum_mean", "sum_ci95", "score"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from l2l_runner.checkpoint import write_atomically
+from l2l_runner.optimizers import HAND_DESIGNED
 from l2l_runner.plotting import COLOURS, LABELS, draw_curves, new_axes, png, style_of
 from l2l_runner.reproduction.results import Results
 from l2l_runner.reproduction.stages import grid
@@ -174,7 +176,7 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     figure.legend(handles, order, loc="outside lower center", ncols=min(6, len(order)), frameon=False, fontsize=9)
 
 
-_BASELINES = [LABELS[name] for name in ("sgd", "momentum", "nag", "rms", "adam")]
+_BASELINES = [LABELS[name] for name in HAND_DESIGNED]
 
 
 def _sizes(cells: Mapping[tuple[int, int], str]) -> Callable[[Results, Path], bool]:
@@ -224,15 +226,10 @@ def _pictures(stages: Sequence[str]) -> Callable[[Results, Path], bool]:
     """The pictures that the stages' runs have left, one above the other."""
 
     def draw(results: Results, path: Path) -> bool:
-        from PIL import Image
-
         found = [results.outcomes[s].folder.path / "pictures.png" for s in stages if results.comparison(s) is not None]
-        found = [picture for picture in found if picture.exists()]
-        if len(found) < 2:
-            for picture in found:
-                shutil.copy(picture, path)
-            return bool(found)
-        images = [Image.open(picture).convert("RGB") for picture in found]
+        images = [Image.open(picture).convert("RGB") for picture in found if picture.exists()]
+        if not images:
+            return False
         width = max(image.width for image in images)
         images = [image.resize((width, image.height * width // image.width)) for image in images]
         whole = Image.new("RGB", (width, sum(image.height for image in images)), "white")
@@ -240,7 +237,9 @@ def _pictures(stages: Sequence[str]) -> Callable[[Results, Path], bool]:
         for image in images:
             whole.paste(image, (0, top))
             top += image.height
-        whole.quantize(256).save(path, optimize=True)
+        buffer = io.BytesIO()
+        whole.quantize(256).save(buffer, "PNG", optimize=True)
+        write_atomically(path, buffer.getvalue())
         return True
 
     return draw

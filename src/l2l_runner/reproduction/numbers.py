@@ -62,6 +62,9 @@ class Verdict:
     obtained: str
 
 
+Check = Callable[[Results], Verdict | None]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim, of the paper or of this project.
@@ -76,7 +79,7 @@ class Claim:
     key: str
     figure: str
     text: str
-    check: Callable[[Results], Verdict | None]
+    check: Check
 
 
 def claims(budget: Budget) -> list[Claim]:
@@ -136,9 +139,6 @@ def claims(budget: Budget) -> list[Claim]:
 
 _BELOW_ALL = "the learned optimizer ends below every tuned baseline"
 _HORIZON = "the learned optimizer is below every tuned baseline at every step"
-
-
-Check = Callable[[Results], Verdict | None]
 
 
 def _at_most(stage: str, bound: float, steps: int = 100, optimizer: str = "lstm", what: str = "final") -> Check:

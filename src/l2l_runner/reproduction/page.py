@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import l2l_runner
-from l2l_runner.checkpoint import write_atomically
 from l2l_runner.errors import ConfigError, reason
 from l2l_runner.evaluation import with_ci
-from l2l_runner.folder import jsonable
+from l2l_runner.folder import RunFolder, jsonable
 from l2l_runner.pages import comparison_rows, write_pages
 from l2l_runner.plotting import LABELS
 from l2l_runner.reproduction.figures import Drawing, drawings
@@ -50,7 +48,7 @@ def write_report(
         "stages": [_stage(outcome) for outcome in outcomes.values()],
     }
     report = jsonable(report)
-    write_atomically(root / "report.json", json.dumps(report, indent=1).encode() + b"\n")
+    RunFolder(root).write_json("report.json", report)
     write_pages(root, Path(__file__).parent / "templates", title=TITLE, report=report, verdict=verdict)
     return report
 
@@ -88,7 +86,7 @@ def remember(path: Path, report: Mapping[str, Any]) -> None:
     claims = {claim["key"]: claim["holds"] for claim in report["claims"] if claim["holds"] is not None}
     held = dict.fromkeys(held_before(path, report["budget"]), True) | claims
     content = {"budget": report["budget"], "claims": [{"key": key, "holds": held[key]} for key in sorted(held)]}
-    write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
+    RunFolder(path.parent).write_json(path.name, content)
 
 
 def verdict(claim: Mapping[str, Any]) -> str:
@@ -175,7 +173,7 @@ def _stage(outcome: Outcome) -> dict[str, Any]:
         "name": outcome.stage.name,
         "command": outcome.command,
         "status": outcome.status,
-        "seconds": outcome.seconds if math.isfinite(outcome.seconds) else 0.0,
+        "seconds": outcome.seconds,
         "reason": "" if outcome.status == "finished" else ": ".join(filter(None, [outcome.status, outcome.error])),
         "folder": outcome.folder.path.name,
     }

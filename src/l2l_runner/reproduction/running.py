@@ -109,7 +109,7 @@ def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[Outcome]:
         here = folder.path.is_relative_to(Path.cwd())
         folders[stage.name] = str(folder.path.relative_to(Path.cwd()) if here else folder.path)
         outcome = Outcome(stage, folder, arguments)
-        outcome.seconds = (folder.read_json("../" + name + ".json") or {"seconds": 0.0})["seconds"]
+        outcome.seconds = (RunFolder(root).read_json(f"{name}.json") or {"seconds": 0.0})["seconds"]
         if (folder.read_json("result.json") or {"status": "none"})["status"] in ("completed", "diverged"):
             outcome.status = "finished"
         yield outcome
@@ -138,7 +138,7 @@ def _reap(running: dict[Popen[bytes], tuple[Outcome, float]], bar: tqdm[Any], wa
         del running[process]
         outcome.seconds += time.monotonic() - since
         path = outcome.folder.path
-        outcome.folder.write_json(f"../{path.name}.json", {"seconds": outcome.seconds})
+        RunFolder(path.parent).write_json(f"{path.name}.json", {"seconds": outcome.seconds})
         if code == 0:
             outcome.status = "finished"
             log.info("%s: finished after %.0f s", outcome.stage.name, outcome.seconds)
@@ -157,7 +157,6 @@ def _error(output: Path, code: int) -> str:
 
 
 def _log_of(folder: RunFolder) -> Path:
-    folder.path.parent.mkdir(parents=True, exist_ok=True)
     return folder.path.with_name(folder.path.name + ".log")
 
 

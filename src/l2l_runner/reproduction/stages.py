@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from l2l_runner.cli import quoted
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import did_you_mean
 from l2l_runner.schema import Budget, ReproduceConfig
@@ -83,8 +82,8 @@ def _table(config: ReproduceConfig) -> list[Stage]:
     others = [f"others.{name}=<{stage}>" for name, stage in _VARIANTS.items()]
     sub = ("checkpoint=<cifar>", "others.LSTM-sub=<cifar-sub>")
     files = {"content": config.art.content, "style": config.art.style, "weights": config.art.weights}
-    pictures = [f"optimizee.{key}={_path(path)}" for key, path in files.items() if path is not None]
-    new_style = f"optimizee.style={_path(config.art.new_style)}"
+    pictures = [f"optimizee.{key}={path}" for key, path in files.items() if path is not None]
+    new_style = f"optimizee.style={config.art.new_style}"
     return [
         Stage("quadratic-uniform", ("4",), "train", ("experiment=paper_quadratic",)),
         Stage("quadratic-gaussian", ("4",), "train", ("optimizee=quadratic",)),
@@ -124,11 +123,6 @@ _VARIANTS = {
     "imitation": "imitation",
     "PES": "pes",
 }
-
-
-def _path(path: str) -> str:
-    """A path as a value of Hydra's grammar, in quotes where it needs them."""
-    return path if re.fullmatch(r"[\w./~-]+", path) else quoted(path)
 
 
 def _with_budget(stage: Stage, config: ReproduceConfig) -> Stage:
