@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-from l2l_runner import plotting, streams
+from l2l_runner import plotting
 from l2l_runner.checkpoint import write_atomically
 from l2l_runner.evaluation import PICTURED, Comparison, Curves, run, summary_csv, summary_table, tune
 from l2l_runner.folder import RunFolder
@@ -29,7 +29,7 @@ def tuned_baselines(
     One that diverges at every rate keeps its lowest score's rate and will be shown as diverged.
     """
     problems = evaluation.tune.problems or optimizee.validation_problems
-    seeds = streams.seeds(seed, "validation", 0, problems)
+    seeds = optimizee.seeds(seed, "validation", 0, problems)
     tuned: dict[str, HandDesigned] = {}
     with tqdm(desc="tuning baselines", unit="run", leave=False, disable=None) as bar:
         for name, baseline in evaluation.baselines.items():
@@ -63,7 +63,7 @@ def compare(
     chunk: int,
 ) -> Comparison:
     """All of them on the same problems of the held-out test stream."""
-    seeds = streams.seeds(seed, "test", 0, problems)
+    seeds = optimizee.seeds(seed, "test", 0, problems)
     curves: dict[str, Curves] = {}
     per_run = steps * math.ceil(problems / max(1, chunk // optimizee.layout().size))
     total = per_run * (len(learned) + len(baselines))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -34,10 +34,31 @@ ALL = Columns((slice(None),))
 
 
 @dataclass(frozen=True)
+class Site:
+    """A place in a network where a warp layer can be put.
+
+    Attributes:
+        channels: of what comes in, and of what must come out.
+        dims: dimensions of an image whose points have these channels; 0 where they are a vector's elements.
+    """
+
+    channels: int
+    dims: int = 2
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Names and shapes of one problem's parameters, in the order in which they lie in the flat vector."""
+    """What an optimizer must know of a problem to be built for it.
+
+    Attributes:
+        shapes: names and shapes of its parameters, in the order in which they lie in the flat vector.
+        sites: where its network takes warp layers, by name.
+        tasks: number of tasks that training problems are drawn from, where they are finitely many.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
+    sites: Mapping[str, Site] = field(default_factory=dict)
+    tasks: int | None = None
 
     @property
     def size(self) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l2l_runner import checkpoint, plotting, streams
+from l2l_runner import checkpoint, plotting
 from l2l_runner.evaluation import align, mean_ci, with_ci
 from l2l_runner.folder import RunFolder
 from l2l_runner.optimizees import Problem
@@ -148,7 +148,7 @@ class OnlineTraining:
         return self._outcome()
 
     def _trajectory(self, bar: tqdm[Any], stop: list[int]) -> None:
-        seeds = streams.seeds(self.config.seed, "train", self.progress.run, 1, self.runtime.device)
+        seeds = self.config.optimizee.seeds(self.config.seed, "train", self.progress.run, 1, self.runtime.device)
         problem = self.config.optimizee.sample(seeds, self.runtime)
         if self._diverged():  # before it was stopped
             return

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l2l_runner import checkpoint, plotting, streams
+from l2l_runner import checkpoint, plotting
 from l2l_runner.comparison import compare, tuned_baselines, write_comparison
 from l2l_runner.evaluation import Comparison, Curves, mean_ci, run
 from l2l_runner.folder import RunFolder
@@ -103,7 +103,7 @@ def run_hand_designed(
 ) -> Outcome:
     """Nothing is meta-learned: run a hand-designed optimizer on the validation problems."""
     optimizee, steps = config.optimizee, config.unroll.steps
-    seeds = streams.seeds(config.seed, "validation", 0, optimizee.validation_problems)
+    seeds = optimizee.seeds(config.seed, "validation", 0, optimizee.validation_problems)
     curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk)
     summary = Comparison(optimizee.name, {name: curves}, {name: optimizer.lr}).summary()
     entry = summary["optimizers"][name]
@@ -265,7 +265,9 @@ class MetaTraining:
 
     def _meta_step(self, bar: tqdm[Any]) -> None:
         config, meta, step = self.config, self.meta, self.progress.step
-        seeds = streams.seeds(config.seed, "train", step * config.meta_batch, config.meta_batch, self.runtime.device)
+        seeds = config.optimizee.seeds(
+            config.seed, "train", step * config.meta_batch, config.meta_batch, self.runtime.device
+        )
         problem = config.optimizee.sample(seeds, self.runtime)
         if meta.scaling:
             problem = Scaled(problem, meta.scaling)
@@ -338,7 +340,7 @@ class MetaTraining:
 
     def _on_validation(self, steps: int) -> Curves:
         config = self.config
-        seeds = streams.seeds(config.seed, "validation", 0, config.optimizee.validation_problems)
+        seeds = config.optimizee.seeds(config.seed, "validation", 0, config.optimizee.validation_problems)
         return run(self.optimizer, config.optimizee, seeds, steps, self.runtime, config.evaluation.chunk)
 
     def _baselines(self) -> dict[str, HandDesigned]:
@@ -353,7 +355,7 @@ class MetaTraining:
     def _shown(self, baselines: Mapping[str, HandDesigned]) -> dict[str, Any]:
         """The baselines' entries in the picture of the learning, on the validation problems."""
         config = self.config
-        seeds = streams.seeds(config.seed, "validation", 0, config.optimizee.validation_problems)
+        seeds = config.optimizee.seeds(config.seed, "validation", 0, config.optimizee.validation_problems)
         steps, chunk = config.unroll.steps, config.evaluation.chunk
         curves = {n: run(b, config.optimizee, seeds, steps, self.runtime, chunk) for n, b in baselines.items()}
         if not curves:

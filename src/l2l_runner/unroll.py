@@ -49,10 +49,12 @@ class Point(NamedTuple):
         return Point(self.step, self.params.to(device), state, self.loss.to(device), self.grads.to(device))
 
 
-def start(problem: Problem, optimizer: Optimizer) -> Point:
-    """The point before the first step."""
+def start(problem: Problem, optimizer: Optimizer, graph: Graph = Graph.NONE) -> Point:
+    """The point before the first step, of the problem as the optimizer prepared it."""
     params = problem.layout.flatten(problem.init())
-    return Point(0, params, optimizer.init(params), *_loss_and_grads(problem, params, 0, Graph.NONE))
+    if graph is Graph.NONE:
+        params = params.detach()
+    return Point(0, params, optimizer.init(params), *_loss_and_grads(problem, params, 0, graph))
 
 
 def unroll(

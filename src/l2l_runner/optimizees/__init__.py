@@ -10,6 +10,7 @@ from l2l_runner.optimizees.module import Module
 from l2l_runner.optimizees.quadratic import Quadratic
 from l2l_runner.optimizees.rosenbrock import Rosenbrock
 from l2l_runner.optimizees.scaled import Scaled
+from l2l_runner.optimizees.started import Started
 
 OPTIMIZEES: dict[str, type[Optimizee]] = {
     "quadratic": Quadratic,
@@ -33,4 +34,5 @@ __all__ = [
     "Quadratic",
     "Rosenbrock",
     "Scaled",
+    "Started",
 ]

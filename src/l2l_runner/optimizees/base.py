@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from l2l_runner import streams
 from l2l_runner.fields import at_least
 from l2l_runner.layout import Layout, Params
 from l2l_runner.runtime import Runtime
@@ -21,10 +24,13 @@ class Problem(ABC):
     Attributes:
         seeds: int64 [problems].
         layout: of one problem's parameters.
+        tasks: int64 [problems], the task that each was drawn from, of which the first `layout.tasks` are trained on;
+            None where problems differ by their seeds alone.
     """
 
     seeds: Tensor
     layout: Layout
+    tasks: Tensor | None = None
 
     @abstractmethod
     def init(self) -> Params:
@@ -46,6 +52,17 @@ class Problem(ABC):
         """The pictures that the problems were made from, by name, each [problems, 3, height, width] in [0, 1]."""
         return {}
 
+    def warped(self, layers: Mapping[str, nn.Module]) -> Problem:
+        """The same problems, through a network with these layers at the sites that they are named after.
+
+        The layers are shared by all problems, and whatever is computed is differentiable in their parameters too.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no sites for warp layers.")
+
+    def take(self, rows: Tensor) -> Problem:
+        """The problems at these places in the batch (int64, repetitions allowed), where there are sites."""
+        raise NotImplementedError(f"{type(self).__name__} has no sites for warp layers.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizee(ABC):
@@ -66,6 +83,15 @@ class Optimizee(ABC):
     @abstractmethod
     def layout(self) -> Layout:
         """The layout of one problem's parameters."""
+
+    @property
+    def metrics_every(self) -> int | None:
+        """Steps between readings of the metrics in an evaluation; None reads them at its end alone."""
+        return None
+
+    def seeds(self, run_seed: int, split: str, first: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """Seeds [count] (int64) of problems first … first+count-1 of a split: `train`, `validation` or `test`."""
+        return streams.seeds(run_seed, split, first, count, device)
 
     @abstractmethod
     def sample(self, seeds: Tensor, runtime: Runtime) -> Problem:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from l2l_runner.kernels import Kernel
 from l2l_runner.kernels import State as State
 from l2l_runner.layout import ALL, Columns, Layout
+from l2l_runner.optimizees.base import Problem
 
 
 class Optimizer(ABC):
@@ -19,6 +20,13 @@ class Optimizer(ABC):
 
     It sees the parameters of all problems as one tensor [problems, coordinates] and treats problems alike.
     """
+
+    def prepare(self, problem: Problem) -> Problem:
+        """The problems as they are for this optimizer, which may have learned where to start; most take them as given.
+
+        Whoever unrolls an optimizer prepares its problems first.
+        """
+        return problem
 
     @abstractmethod
     def init(self, params: Tensor) -> State:
