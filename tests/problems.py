@@ -59,6 +59,10 @@ def yaml_group(name: str) -> dict[str, dict[str, Any]]:
 
 OPTIMIZEE_FILES = yaml_group("optimizee")
 OPTIMIZER_FILES = yaml_group("optimizer")
+ADAPTATIONS = [stem for stem, node in OPTIMIZER_FILES.items() if "start" in node]
+"""Optimizers that learn where to start, or warp layers."""
+UPDATE_RULES = [stem for stem in OPTIMIZER_FILES if stem not in ADAPTATIONS]
+"""Optimizers that take their problems as given."""
 
 # Every optimizee that has a file, those on MNIST only where MNIST is.
 EVERY_OPTIMIZEE = [

@@ -29,7 +29,7 @@ from l2l_runner.evaluation import (
 )
 from l2l_runner.optimizers import SGD, Adam
 from l2l_runner.schema import Evaluation, Tuning
-from problems import EVERY_OPTIMIZEE, OPTIMIZER_FILES, RUNTIME, any_optimizer, lstm, optimizee, plain
+from problems import EVERY_OPTIMIZEE, RUNTIME, UPDATE_RULES, any_optimizer, lstm, optimizee, plain
 
 WHOLE = 10**6  # coordinates: all problems at once
 
@@ -57,7 +57,7 @@ def plain_run(optimizer, distribution, seeds, steps):
     return torch.tensor(columns, dtype=torch.float64).T, finals
 
 
-@pytest.mark.parametrize("stem", OPTIMIZER_FILES)
+@pytest.mark.parametrize("stem", UPDATE_RULES)
 @pytest.mark.parametrize("name", EVERY_OPTIMIZEE)
 def test_run_is_a_naive_loop(name, stem):
     distribution, seeds = optimizee(name), streams.seeds(0, "test", 0, 3)

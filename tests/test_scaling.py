@@ -16,8 +16,8 @@ from l2l_runner.optimizers import HandDesigned
 from l2l_runner.unroll import start, unroll
 from problems import (
     EVERY_OPTIMIZEE,
-    OPTIMIZER_FILES,
     RUNTIME,
+    UPDATE_RULES,
     any_optimizer,
     lstm,
     optimizee,
@@ -74,7 +74,7 @@ def test_factors_stand_in_the_precision_of_the_problem():
     torch.testing.assert_close(point.loss, problem.loss(problem.init(), 0))
 
 
-@pytest.mark.parametrize("stem", OPTIMIZER_FILES)
+@pytest.mark.parametrize("stem", UPDATE_RULES)
 def test_every_optimizer_runs_on_scaled_problems(stem):
     problem = problems("quadratic", 2)
     scaled = Scaled(problem, 1.0)

@@ -79,7 +79,7 @@ def run(
     metrics: dict[str, list[Tensor]] = {}
     pictures: list[Tensor] = []
     for part in torch.split(seeds, max(1, chunk // optimizee.layout().size)):
-        problem = optimizee.sample(part, runtime)
+        problem = optimizer.prepare(optimizee.sample(part, runtime))
         point = start(problem, optimizer)
         curve = torch.empty(steps + 1, len(part), dtype=torch.float64, device=runtime.device)
         curve[0] = point.loss

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from l2l_runner import checkpoint, plotting
 from l2l_runner.evaluation import align, mean_ci, with_ci
 from l2l_runner.folder import RunFolder
+from l2l_runner.meta.base import Grads, global_norm
 from l2l_runner.optimizees import Problem
 from l2l_runner.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
@@ -149,7 +150,7 @@ class OnlineTraining:
 
     def _trajectory(self, bar: tqdm[Any], stop: list[int]) -> None:
         seeds = self.config.optimizee.seeds(self.config.seed, "train", self.progress.run, 1, self.runtime.device)
-        problem = self.config.optimizee.sample(seeds, self.runtime)
+        problem = self.optimizer.prepare(self.config.optimizee.sample(seeds, self.runtime))
         if self._diverged():  # before it was stopped
             return
         if self.point is None:
@@ -182,7 +183,7 @@ class OnlineTraining:
         here = (last.run, last.arm) == (self.progress.run, self.progress.arm)
         return here and not math.isfinite(last.loss)
 
-    def _windows(self, problem: Problem, point: Point) -> Iterator[tuple[tuple[Tensor, ...] | None, Tensor, Point]]:
+    def _windows(self, problem: Problem, point: Point) -> Iterator[tuple[Grads | None, Tensor, Point]]:
         """Meta-gradient (where one is wanted), losses and end of each window from a point on."""
         if self.progress.arm == "learning":
             for estimate, reached in self.estimator.windows(self.optimizer, problem, point):
@@ -191,9 +192,9 @@ class OnlineTraining:
         for _, reached in unroll(problem, self.optimizer, point, self.steps - point.step):
             yield None, reached.loss, reached
 
-    def _learn(self, grads: tuple[Tensor, ...]) -> None:
+    def _learn(self, grads: Grads) -> None:
         """A step of Adam; a meta-gradient that isn't finite never reaches the optimizer."""
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = global_norm(grads)
         usable = torch.isfinite(norm).float()
         meta_update(self.meta_optimizer, self.optimizer, grads, norm, usable, self.meta.clip)
 

@@ -25,6 +25,14 @@ COLOURS = {
     "nag": "#009E73",
     "rms": "#CC79A7",
     "adam": "#0072B2",
+    "none": "#999999",
+    "warp_leap": "#D55E00",
+    "warp": "#E69F00",
+    "leap": "#0072B2",
+    "reptile": "#009E73",
+    "fomaml": "#56B4E9",
+    "maml": "#CC79A7",
+    "finetune": "#5E3C99",
 }
 STYLES: dict[str, Any] = {
     "lstm": "-",
@@ -35,6 +43,14 @@ STYLES: dict[str, Any] = {
     "nag": (0, (5, 2)),
     "rms": (0, (3, 1, 1, 1)),
     "adam": "--",
+    "none": (0, (1, 1)),
+    "warp_leap": "-",
+    "warp": "-",
+    "leap": "--",
+    "reptile": (0, (5, 2)),
+    "fomaml": (0, (3, 1, 1, 1)),
+    "maml": "-.",
+    "finetune": (0, (5, 1, 1, 1, 1, 1)),
 }
 LABELS = {
     "lstm": "LSTM",
@@ -45,6 +61,14 @@ LABELS = {
     "nag": "NAG",
     "rms": "RMSprop",
     "adam": "Adam",
+    "none": "no meta-training",
+    "warp_leap": "Warp-Leap",
+    "warp": "WarpGrad",
+    "leap": "Leap",
+    "reptile": "Reptile",
+    "fomaml": "FOMAML",
+    "maml": "MAML",
+    "finetune": "fine-tuning",
 }
 
 OTHERS = ("#000000", "#8C510A", "#5E3C99", "#B2182B", "#666666")

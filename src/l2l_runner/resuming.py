@@ -17,7 +17,7 @@ FREE_KEYS = (
 )
 
 # What keys that older runs haven't got stand for in them, where that isn't null.
-SINCE = {"meta.scaling": 0.0, "meta.imitation": 0.0, "meta.expert_lr": 0.01}
+SINCE = {"meta.optimizer": "adam", "meta.scaling": 0.0, "meta.imitation": 0.0, "meta.expert_lr": 0.01}
 
 
 class Stopped(Exception):

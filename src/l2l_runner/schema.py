@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -11,9 +11,18 @@ from typing import Any
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path, within
 from l2l_runner.kernels import KERNELS
-from l2l_runner.meta import PES, TBPTT, Imitation, MetaGradient
-from l2l_runner.optimizees import OPTIMIZEES, Imbalance, Optimizee
-from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, Adam, Group, GroupsConfig, HandDesigned, LearnedConfig
+from l2l_runner.meta import FOMAML, MAML, PES, TBPTT, Imitation, Joint, Leap, MetaGradient, Reptile, WarpGrad
+from l2l_runner.optimizees import OPTIMIZEES, Imbalance, Optimizee, Problem, Scaled
+from l2l_runner.optimizers import (
+    HAND_DESIGNED,
+    LEARNED,
+    Adam,
+    AdaptationConfig,
+    Group,
+    GroupsConfig,
+    HandDesigned,
+    LearnedConfig,
+)
 
 SCORES = ("final", "sum")
 FIGURES = ("4", "5", "6", "7", "8", "9", "long")
@@ -41,12 +50,11 @@ class Meta(ABC):
         name: the estimator.
         steps: meta-steps; each trains through one whole trajectory of one batch of problems.
         validate_every: meta-steps between validations, which refresh the pictures and save the checkpoints.
-        lr: the meta-optimizer's (Adam's) learning rate, at its highest.
+        optimizer: the meta-optimizer, adam or sgd.
+        lr: its learning rate, at its highest.
         schedule: constant, or cosine decay to zero over `steps`.
         warmup: fraction of `steps` in which the rate rises linearly.
         clip: largest global norm of a meta-gradient; null for none.
-        weights: weights of the losses along a trajectory: constant, linear or final.
-        scaling: training problems have each coordinate scaled by e^{U(−scaling, scaling)}; 0 leaves them as they are.
         curriculum: horizons, in steps, that come before unroll.steps: trajectories in training and validation grow from
             one to the next; null trains on whole ones from the start.
         advance: validations at a horizon without a better score after which the next one comes.
@@ -57,12 +65,11 @@ class Meta(ABC):
     name: str
     steps: int = at_least(0)
     validate_every: int = at_least(1)
+    optimizer: str = choice("adam", "sgd")
     lr: float = above(0)
     schedule: str = choice("constant", "cosine")
     warmup: float = between(0, 1)
     clip: float | None = above(0)
-    weights: str = choice("constant", "linear", "final")
-    scaling: float = between(0, 80)  # beyond, e^scaling is no float32
     curriculum: tuple[int, ...] | None = at_least(1)
     advance: int = at_least(1)
     max_skipped: int = at_least(1)
@@ -91,9 +98,38 @@ class Meta(ABC):
             ConfigError: a combination that makes no sense.
         """
 
+    def training_problem(self, problem: Problem) -> Problem:
+        """What is trained on in the place of a problem; mostly itself."""
+        return problem
+
 
 @dataclass(frozen=True, kw_only=True)
-class TBPTTConfig(Meta):
+class UnrolledMeta(Meta):
+    """Meta-training of an update rule by the losses along a trajectory.
+
+    Attributes:
+        weights: of these losses: constant, linear or final.
+        scaling: training problems have each coordinate scaled by e^{U(−scaling, scaling)}; 0 leaves them as they are.
+    """
+
+    weights: str = choice("constant", "linear", "final")
+    scaling: float = between(0, 80)  # beyond, e^scaling is no float32
+
+    def training_problem(self, problem: Problem) -> Problem:
+        return Scaled(problem, self.scaling) if self.scaling else problem
+
+
+def _refuse_start(meta: str, optimizer: LearnedConfig) -> None:
+    """Refuse an optimizer that learns a start or warp layers where updates alone are learned."""
+    if isinstance(optimizer, AdaptationConfig):
+        raise ConfigError(
+            f"meta={meta} learns updates, and this optimizer learns where to start or warp layers: use one of meta="
+            f"{', '.join(STARTS)} or warpgrad, as conf/optimizer names it (leave meta out), or another optimizer."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TBPTTConfig(UnrolledMeta):
     """Meta-training by truncated back-propagation through time.
 
     Attributes:
@@ -115,6 +151,7 @@ class TBPTTConfig(Meta):
     chunk: int | None = at_least(1)
 
     def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT | Imitation:
+        _refuse_start(self.name, optimizer)
         if self.second_order and self.engine == "replay":
             raise ConfigError(
                 "meta.engine=replay cannot be had with meta.second_order=true, because the replay holds gradients "
@@ -147,7 +184,7 @@ class TBPTTConfig(Meta):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PESConfig(Meta):
+class PESConfig(UnrolledMeta):
     """Meta-training by persistent evolution strategies.
 
     Attributes:
@@ -160,7 +197,86 @@ class PESConfig(Meta):
     sigma: float = above(0)
 
     def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> PES:
+        _refuse_start(self.name, optimizer)
         return PES(length=unroll.length, steps=unroll.steps, weights=self.weights, pairs=self.pairs, sigma=self.sigma)
+
+
+STARTS: dict[str, Callable[..., MetaGradient]] = {
+    "maml": MAML,
+    "fomaml": FOMAML,
+    "reptile": Reptile,
+    "leap": Leap,
+    "joint": Joint,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig(Meta):
+    """Meta-training of a starting point.
+
+    Attributes:
+        inner_steps: steps of the trajectories that it learns from; null for unroll.steps, which validation takes.
+    """
+
+    name: str = choice(*STARTS)
+    inner_steps: int | None = at_least(1)
+
+    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> MetaGradient:
+        if not (isinstance(optimizer, AdaptationConfig) and optimizer.learns_start):
+            raise ConfigError(
+                f"meta={self.name} learns where to start, and this optimizer has no learned start: use one that has "
+                "(maml, fomaml, reptile, leap, finetune), or the meta of the optimizer."
+            )
+        if self.name != "maml" and (optimizer.warp is not None or optimizer.transform != "none"):
+            raise ConfigError(
+                f"meta={self.name} learns a start alone, and not optimizer.warp or optimizer.transform: use "
+                "meta=warpgrad or meta=maml, or leave these out (null and none)."
+            )
+        if self.inner_steps is not None and self.curriculum is not None:
+            raise ConfigError(
+                f"meta.inner_steps={self.inner_steps} fixes the trajectories that meta.curriculum would lengthen: set "
+                "one of them to null."
+            )
+        return STARTS[self.name](steps=self.inner_steps or unroll.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpGradConfig(Meta):
+    """Meta-training of warp layers, and of the start by Leap where the optimizer learns one.
+
+    Attributes:
+        algorithm: online accumulates a meta-gradient along the trajectories, offline replays their points.
+        approximate: leave out the second derivatives.
+        batch: points of a replayed minibatch, each of which gives a meta-update.
+        epochs: times that all points are replayed.
+        shuffle: replay in random order; otherwise trajectory by trajectory.
+        memory: megabytes that the points may take; of longer trajectories every second, third, … is stored.
+    """
+
+    name: str = choice("warpgrad")
+    algorithm: str = choice("online", "offline")
+    approximate: bool
+    batch: int = at_least(1)
+    epochs: int = at_least(1)
+    shuffle: bool
+    memory: int = at_least(1)
+
+    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> WarpGrad:
+        if not (isinstance(optimizer, AdaptationConfig) and optimizer.warp is not None):
+            raise ConfigError(
+                "meta=warpgrad learns warp layers, and this optimizer has none: use optimizer=warp or warp_leap, or "
+                "the meta of the optimizer."
+            )
+        return WarpGrad(
+            steps=unroll.steps,
+            algorithm=self.algorithm,
+            approximate=self.approximate,
+            batch=self.batch,
+            epochs=self.epochs,
+            shuffle=self.shuffle,
+            memory=self.memory << 20,
+            leap=optimizer.learns_start,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +303,7 @@ class Online:
         Raises:
             ConfigError: the only window is the whole trajectory, after which there is nothing to be better at.
         """
+        _refuse_start(self.name, optimizer)
         if unroll.length >= unroll.steps:
             raise ConfigError(
                 f"meta=online learns after each window, but unroll.length={unroll.length} is the whole trajectory of "
@@ -236,6 +353,8 @@ class Reweight:
 METAS: dict[str, type[Meta] | type[Online] | type[Reweight]] = {
     "tbptt": TBPTTConfig,
     "pes": PESConfig,
+    **dict.fromkeys(STARTS, StartConfig),
+    "warpgrad": WarpGradConfig,
     "online": Online,
     "reweight": Reweight,
 }

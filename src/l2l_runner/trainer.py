@@ -18,7 +18,7 @@ from l2l_runner.comparison import compare, tuned_baselines, write_comparison
 from l2l_runner.evaluation import Comparison, Curves, mean_ci, run
 from l2l_runner.folder import RunFolder
 from l2l_runner.meta import MetaGradient
-from l2l_runner.optimizees import Scaled
+from l2l_runner.meta.base import Grads, global_norm
 from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
 from l2l_runner.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
@@ -75,7 +75,7 @@ def learning_rate(meta: Meta, step: int) -> float:
 def meta_update(
     meta_optimizer: torch.optim.Optimizer,
     optimizer: LearnedOptimizer,
-    grads: tuple[Tensor, ...],
+    grads: Grads,
     norm: Tensor,
     usable: Tensor,
     clip: float | None,
@@ -85,14 +85,14 @@ def meta_update(
     Args:
         meta_optimizer: what takes the step.
         optimizer: what it learns.
-        grads: the meta-gradient, a tensor for each of the optimizer's parameters.
+        grads: the meta-gradient; parameters without one stay as they are.
         norm: its global norm, a scalar.
         usable: a scalar: 1, or 0 to leave everything as it is.
         clip: the largest norm; None for any.
     """
     scale = 1.0 if clip is None else (clip / (norm + 1e-12)).clamp(max=1)
     for parameter, grad in zip(optimizer.parameters(), grads, strict=True):
-        parameter.grad = grad * scale
+        parameter.grad = None if grad is None else grad * scale
     # Where it is 1, a fused optimizer leaves everything as it is.
     meta_optimizer.found_inf = 1 - usable  # type: ignore[attr-defined]
     meta_optimizer.step()
@@ -135,10 +135,12 @@ class MetaTraining:
         self.optimizer = checkpoint.build_optimizer(composed, config.seed).to(runtime.device, runtime.dtype)
         self.optimizer.use_kernel(config.kernel)
         if not folder.last.exists():
+            self.optimizer.begin(config.optimizee.sample(self._seeds(0, 1), runtime))
             checkpoint.initialise(self.optimizer, config.init)
         assert isinstance(config.meta, Meta)
         self.meta = config.meta
-        self.meta_optimizer = torch.optim.Adam(self.optimizer.parameters(), lr=config.meta.lr, fused=True)
+        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.meta.optimizer]
+        self.meta_optimizer = kind(self.optimizer.parameters(), lr=config.meta.lr, fused=True)
         self.horizons = config.meta.horizons(config.unroll)
         self.progress = Progress()
         if folder.last.exists():
@@ -263,14 +265,13 @@ class MetaTraining:
             progress.best_step,
         )
 
+    def _seeds(self, first: int, count: int) -> Tensor:
+        return self.config.optimizee.seeds(self.config.seed, "train", first, count, self.runtime.device)
+
     def _meta_step(self, bar: tqdm[Any]) -> None:
         config, meta, step = self.config, self.meta, self.progress.step
-        seeds = config.optimizee.seeds(
-            config.seed, "train", step * config.meta_batch, config.meta_batch, self.runtime.device
-        )
-        problem = config.optimizee.sample(seeds, self.runtime)
-        if meta.scaling:
-            problem = Scaled(problem, meta.scaling)
+        problem = config.optimizee.sample(self._seeds(step * config.meta_batch, config.meta_batch), self.runtime)
+        problem = self.optimizer.prepare(meta.training_problem(problem))
         lr = learning_rate(meta, step)
         for group in self.meta_optimizer.param_groups:
             group["lr"] = lr
@@ -278,12 +279,13 @@ class MetaTraining:
         # is decided on the device; the host waits for it once, at the end, to log.
         usable = torch.ones((), device=self.runtime.device)
         figures: list[Tensor] = []
-        imitates = False
+        imitates, covered = False, 0
         for estimate in self.estimator.estimates(self.optimizer, problem):
-            norm = torch.nn.utils.get_total_norm(estimate.grads)
+            norm = global_norm(estimate.grads)
             usable = usable * (torch.isfinite(estimate.meta_loss) & torch.isfinite(norm))
             meta_update(self.meta_optimizer, self.optimizer, estimate.grads, norm, usable, meta.clip)
             imitates = estimate.imitates
+            covered += len(estimate.losses)
             figures.append(torch.stack([estimate.meta_loss, estimate.losses[-1].mean(), norm, usable.to(norm)]))
         windows = torch.stack(figures).tolist()
         norms = [norm for _, _, norm, used in windows if used]
@@ -298,7 +300,7 @@ class MetaTraining:
         self.progress = replace(self.progress, step=step + 1)
         # A distance is relative already; a meta-loss is a sum over the trajectory.
         event, name = ("imitation", "distance") if imitates else ("meta_step", "meta_loss")
-        mean = meta_loss / (len(windows) if imitates else self.horizon)
+        mean = meta_loss / (len(windows) if imitates else covered)
         norm_mean = sum(norms) / len(norms) if norms else math.nan
         self._record(
             event=event,

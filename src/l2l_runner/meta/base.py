@@ -27,19 +27,33 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights.unsqueeze(1)).sum(0).mean()
 
 
+Grads = tuple[Tensor | None, ...]
+"""A tensor for each of an optimizer's parameters, in their order; None where an estimate says nothing about one."""
+
+
+def added(one: Grads, other: Grads) -> Grads:
+    """The sum of two."""
+    return tuple(a if b is None else b if a is None else a + b for a, b in zip(one, other, strict=True))
+
+
+def global_norm(grads: Grads) -> Tensor:
+    """The norm of all gradients that there are, a scalar."""
+    return torch.nn.utils.get_total_norm([grad for grad in grads if grad is not None])
+
+
 @dataclass(frozen=True)
 class Estimate:
     """One estimate.
 
     Attributes:
         meta_loss: scalar, the mean over problems of the weighted sum of the losses it covers.
-        grads: one tensor for each of the optimizer's parameters, in their order.
-        losses: [steps, problems], the losses it covers.
+        grads: for the optimizer's parameters, of which at least one has a gradient.
+        losses: [steps, problems], the losses it covers, or, where they are not a trajectory's, its final loss.
         imitates: whether `meta_loss` is the distance to an expert that took the steps instead.
     """
 
     meta_loss: Tensor
-    grads: tuple[Tensor, ...]
+    grads: Grads
     losses: Tensor
     imitates: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from l2l_runner.optimizers.adaptation import Adaptation, AdaptationConfig
 from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, State
 from l2l_runner.optimizers.grouped import Group, Grouped, GroupsConfig
 from l2l_runner.optimizers.hand_designed import NAG, SGD, Adam, HandDesigned, Momentum, RMSprop
@@ -22,6 +23,7 @@ HAND_DESIGNED: dict[str, type[HandDesigned]] = {
     "nag": NAG,
     "rms": RMSprop,
     "adam": Adam,
+    "none": SGD,  # at a given rate, beside optimizers that have learned where to start
 }
 LEARNED: dict[str, type[LearnedConfig]] = {
     "lstm": LSTMConfig,
@@ -32,6 +34,7 @@ LEARNED: dict[str, type[LearnedConfig]] = {
     "module_transform": ModuleTransformConfig,
     "hypergradient": HypergradientConfig,
     "groups": GroupsConfig,
+    **dict.fromkeys(("maml", "fomaml", "reptile", "leap", "finetune", "warp", "warp_leap"), AdaptationConfig),
 }
 
 __all__ = [
@@ -39,6 +42,8 @@ __all__ = [
     "LEARNED",
     "LSTM",
     "Adam",
+    "Adaptation",
+    "AdaptationConfig",
     "Group",
     "Grouped",
     "GroupsConfig",

@@ -90,6 +90,12 @@ class LearnedOptimizer(nn.Module, Optimizer):
             ConfigError: it can't serve this rule there.
         """
 
+    def begin(self, problem: Problem) -> None:
+        """Take from the first training problem what only a problem can tell, such as a start; most rules need nothing.
+
+        Called once, before the first meta-step of a new run.
+        """
+
     def check(self, layout: Layout) -> None:
         """Refuse problems with parameters that it wasn't built for; a coordinatewise rule fits all.
 

@@ -1,0 +1,38 @@
+"""Joint training of all tasks, to be fine-tuned afterwards: what starting points cost when nothing is meta-learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from l2l_runner.meta.base import Estimate, MetaGradient
+from l2l_runner.meta.starts import through_start
+from l2l_runner.optimizees.base import Problem
+from l2l_runner.optimizers.base import LearnedOptimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint(MetaGradient):
+    """∇f(θ0) on one minibatch of each task after another: a step of ordinary training for every step of a trajectory.
+
+    Attributes:
+        steps: minibatches, as many as the other estimators' trajectories take.
+    """
+
+    steps: int
+
+    @property
+    def description(self) -> str:
+        return f"joint training, {self.steps} minibatches of each task"
+
+    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+        for step in range(self.steps):
+            current = optimizer.prepare(problem)
+            params = current.layout.flatten(current.init()).detach().requires_grad_()
+            with torch.enable_grad():
+                loss = current.loss(current.layout.views(params), step)
+                (grads,) = torch.autograd.grad(loss.sum(), params)
+            found = through_start(current, optimizer, grads / len(loss))
+            yield Estimate(loss.detach().mean(), found, loss.detach().unsqueeze(0))

@@ -1,0 +1,144 @@
+"""Estimators for a learned starting point θ0, by the trajectories that begin there.
+
+MAML and its first-order form: Finn et al. 2017 (arXiv 1703.03400). Reptile: Nichol et al. 2018 (arXiv 1803.02999).
+Leap: Flennerhag et al. 2019 (arXiv 1812.01054).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2l_runner.meta.base import Estimate, Grads, MetaGradient
+from l2l_runner.optimizees.base import Problem
+from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.unroll import Graph, Point, start, unroll
+
+
+def through_start(problem: Problem, optimizer: LearnedOptimizer, cotangents: Tensor) -> Grads:
+    """Gradients for what the starting points depend on, from those for the points, [problems, coordinates]."""
+    starts = problem.layout.flatten(problem.init())
+    return torch.autograd.grad(starts, list(optimizer.parameters()), cotangents, allow_unused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAML(MetaGradient):
+    """∇ of the final loss f(θ_K), through the whole trajectory and second derivatives.
+
+    The loss at θ_K is that of a minibatch that no step has seen. Whatever the steps depend on is learned with the
+    start: learned rates, say, or warp layers.
+
+    Attributes:
+        steps: K.
+    """
+
+    steps: int
+
+    @property
+    def description(self) -> str:
+        return f"second derivatives through {self.steps} steps"
+
+    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+        point = start(problem, optimizer, Graph.SECOND_ORDER)
+        for _, reached in unroll(problem, optimizer, point, self.steps, Graph.SECOND_ORDER):
+            point = reached
+        meta_loss = point.loss.mean()
+        grads = torch.autograd.grad(meta_loss, list(optimizer.parameters()), allow_unused=True)
+        yield Estimate(meta_loss.detach(), grads, point.loss.detach().unsqueeze(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstOrder(MetaGradient):
+    """What a trajectory says of its start without being differentiated; its final loss is what is reported.
+
+    Attributes:
+        steps: of a trajectory.
+    """
+
+    steps: int
+
+    @property
+    def description(self) -> str:
+        return f"{self.steps} steps, no second derivatives"
+
+    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+        point = start(problem, optimizer)
+        pull = self.pull(point)
+        for _, reached in unroll(problem, optimizer, point, self.steps):
+            pull.add(point, reached)
+            point = reached
+        grads = through_start(problem, optimizer, pull.cotangents(point) / len(point.loss))
+        yield Estimate(point.loss.mean(), grads, point.loss.unsqueeze(0))
+
+    @abstractmethod
+    def pull(self, begun: Point) -> Pull:
+        """What collects the gradient along a trajectory."""
+
+
+class Pull:
+    """Collects, along a trajectory, the gradient for its start θ0, [problems, coordinates]."""
+
+    def __init__(self, begun: Point):
+        self.begun = begun
+
+    def add(self, before: Point, after: Point) -> None:
+        """Take note of a step."""
+
+    def cotangents(self, end: Point) -> Tensor:
+        """The gradient, of a trajectory that ends here."""
+        raise NotImplementedError
+
+
+class _Last(Pull):
+    def cotangents(self, end: Point) -> Tensor:
+        return end.grads
+
+
+class _Distance(Pull):
+    def cotangents(self, end: Point) -> Tensor:
+        return self.begun.params - end.params
+
+
+class LeapPull(Pull):
+    """Σ_i [(θ_i − θ_{i+1}) + |Δℓ_i| ∇ℓ(θ_i)] / √(‖θ_{i+1} − θ_i‖² + Δℓ_i²): down the length of the path over the loss.
+
+    Taking −|Δℓ_i| for the change of the loss Δℓ_i is the paper's stabiliser: steps that went up don't push θ0 up.
+    """
+
+    def __init__(self, begun: Point):
+        super().__init__(begun)
+        self.total = torch.zeros_like(begun.params)
+
+    def add(self, before: Point, after: Point) -> None:
+        back = before.params - after.params
+        change = (after.loss - before.loss).abs().unsqueeze(1)
+        length = (back.square().sum(1, keepdim=True) + change.square()).sqrt()
+        self.total += (back + change * before.grads) / length.clamp(min=torch.finfo(length.dtype).tiny)
+
+    def cotangents(self, end: Point) -> Tensor:
+        return self.total
+
+
+class FOMAML(FirstOrder):
+    """∇f(θ_K), as if it didn't matter where the trajectory began: MAML without second derivatives."""
+
+    def pull(self, begun: Point) -> Pull:
+        return _Last(begun)
+
+
+class Reptile(FirstOrder):
+    """θ0 − θ_K: towards where the trajectory ended."""
+
+    def pull(self, begun: Point) -> Pull:
+        return _Distance(begun)
+
+
+class Leap(FirstOrder):
+    """The gradient of the length of the trajectory on the surface of its loss; see `LeapPull`."""
+
+    def pull(self, begun: Point) -> Pull:
+        return LeapPull(begun)

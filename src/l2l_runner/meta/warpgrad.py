@@ -1,0 +1,129 @@
+"""WarpGrad: the meta-gradient for warp layers φ (Flennerhag et al. 2019, arXiv 1909.00025, algorithms 1 and 2).
+
+The meta-loss is the sum, over all points θ of the trajectories, of ℓ(θ − α∇ℓ(θ; φ); φ): one differentiable step from
+each of them, on two fresh minibatches, and no back-propagation through a trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2l_runner import streams
+from l2l_runner.meta.base import Estimate, Grads, MetaGradient, added
+from l2l_runner.meta.starts import LeapPull, through_start
+from l2l_runner.optimizees.base import Problem
+from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.unroll import start, unroll
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpGrad(MetaGradient):
+    """Learns what the loss depends on beside the parameters that are adapted, which stays as it is on a trajectory.
+
+    Attributes:
+        steps: of a trajectory.
+        algorithm: `online` accumulates the gradient along the trajectories, for one estimate (algorithm 1); `offline`
+            stores them, and yields an estimate for each minibatch of their points (algorithm 2).
+        approximate: take the point after the step for a constant, which spares the second derivatives.
+        batch: offline: points of an estimate.
+        epochs: offline: times that the stored points are gone through.
+        shuffle: offline: in random order; otherwise trajectory by trajectory, from its start to its end.
+        memory: offline: bytes that the points may take; of longer trajectories every second, third, … point is stored.
+        leap: learn the starting points too, by Leap.
+    """
+
+    steps: int
+    algorithm: str
+    approximate: bool
+    batch: int
+    epochs: int
+    shuffle: bool
+    memory: int
+    leap: bool
+
+    @property
+    def description(self) -> str:
+        how = f", {self.epochs} epochs of points in batches of {self.batch}" if self.algorithm == "offline" else ""
+        form = "approximate WarpGrad" if self.approximate else "WarpGrad"
+        return f"{form}, {self.algorithm}{how}" + (", with Leap" if self.leap else "")
+
+    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+        return self._online(optimizer, problem) if self.algorithm == "online" else self._offline(optimizer, problem)
+
+    def stored(self, problem: Problem) -> range:
+        """The steps of a trajectory whose points are stored: all, or as many as the memory holds, evenly spaced."""
+        size = problem.layout.size * len(problem.seeds) * torch.finfo(torch.float32).bits // 8
+        return range(0, self.steps, max(1, -(-self.steps * size // self.memory)))
+
+    def _online(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+        point = start(problem, optimizer)
+        pull, everyone = LeapPull(point), torch.arange(len(point.loss), device=point.loss.device)
+        total: Grads = tuple(None for _ in optimizer.parameters())
+        meta_losses = []
+        for _, reached in unroll(problem, optimizer, point, self.steps):
+            meta_loss, grads = self.from_points(optimizer, problem, point.params, everyone, point.step)
+            total = added(total, tuple(None if grad is None else grad / self.steps for grad in grads))
+            meta_losses.append(meta_loss)
+            pull.add(point, reached)
+            point = reached
+        if self.leap:
+            total = added(total, through_start(problem, optimizer, pull.cotangents(point) / len(point.loss)))
+        yield Estimate(torch.stack(meta_losses).mean(), total, point.loss.unsqueeze(0))
+
+    def _offline(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+        point = start(problem, optimizer)
+        pull = LeapPull(point)
+        steps = self.stored(problem)
+        points = point.params.new_empty(len(steps), *point.params.shape)
+        for _, reached in unroll(problem, optimizer, point, self.steps):
+            if point.step in steps:
+                points[steps.index(point.step)] = point.params
+            pull.add(point, reached)
+            point = reached
+        final = point.loss.unsqueeze(0)
+        tasks = points.shape[1]
+        for epoch in range(self.epochs):
+            order = self._order(problem, len(steps), epoch)
+            for number, rows in enumerate(torch.split(order, self.batch), epoch * -(-len(order) // self.batch)):
+                params = points[rows // tasks, rows % tasks]
+                meta_loss, grads = self.from_points(optimizer, problem, params, rows % tasks, number)
+                yield Estimate(meta_loss, grads, final)
+        if self.leap:
+            grads = through_start(problem, optimizer, pull.cotangents(point) / tasks)
+            yield Estimate(point.loss.mean(), grads, final)
+
+    def _order(self, problem: Problem, steps: int, epoch: int) -> Tensor:
+        """In which the stored points are gone through: step · tasks + task of each, [steps · tasks]."""
+        tasks = len(problem.seeds)
+        if self.shuffle:
+            return streams.uniform(problem.seeds[:1], steps * tasks, "replay", epoch)[0].argsort()
+        return torch.arange(steps * tasks, device=problem.seeds.device).view(steps, tasks).T.flatten()
+
+    def from_points(
+        self, optimizer: LearnedOptimizer, problem: Problem, params: Tensor, rows: Tensor, number: int
+    ) -> tuple[Tensor, Grads]:
+        """The mean of ℓ(θ − α∇ℓ(θ; φ); φ) over some points, and its gradients.
+
+        Args:
+            optimizer: takes the step, and has φ.
+            problem: the tasks.
+            params: the points [points, coordinates], constants.
+            rows: the task of each, [points].
+            number: of the minibatches, which are no others' and no step's of a trajectory.
+        """
+        tasks, step = problem.take(rows), self.steps + 1 + 2 * number
+        with torch.enable_grad():
+            leaf = params.detach().requires_grad_()
+            loss = tasks.loss(tasks.layout.views(leaf), step)
+            (grads,) = torch.autograd.grad(loss.sum(), leaf, create_graph=not self.approximate)
+            update, _ = optimizer.update(grads, optimizer.init(leaf), leaf)
+            stepped = params + update
+            if self.approximate:
+                stepped = stepped.detach()
+            meta_loss = tasks.loss(tasks.layout.views(stepped), step + 1).mean()
+            found = torch.autograd.grad(meta_loss, list(optimizer.parameters()), allow_unused=True)
+        return meta_loss.detach(), found

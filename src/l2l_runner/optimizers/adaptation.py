@@ -1,0 +1,162 @@
+"""Gradient descent from a learned starting point, through warp layers, or both.
+
+The starting point θ0 is that of MAML (Finn et al. 2017, arXiv 1703.03400), Reptile (Nichol et al. 2018, arXiv
+1803.02999) and Leap (Flennerhag et al. 2019, arXiv 1812.01054), which differ in how they learn it: see l2l_runner.meta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from l2l_runner.errors import ConfigError
+from l2l_runner.fields import above, choice
+from l2l_runner.kernels import Kernel, TorchKernel
+from l2l_runner.layout import Layout, Params
+from l2l_runner.optimizees.base import Problem
+from l2l_runner.optimizees.started import Started
+from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, State
+from l2l_runner.optimizers.transformed import PATTERNS, MetaSGDConfig, Transformed
+from l2l_runner.optimizers.warp import WarpConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationConfig(LearnedConfig):
+    """u = −lr T(g), from a start θ0 and through warp layers, of which each may be learned or absent.
+
+    Attributes:
+        lr: constant factor.
+        start: learned, or random, as the problems give it.
+        fresh: parameters, by shell patterns of their names, that start as the problems say even so, such as a head.
+        own: each task that is trained on keeps its own of the fresh parameters, learned with all else.
+        warp: the layers at each of the network's sites; null for none.
+        transform: T, of each tensor: none, or one that is learned with the start, as in MetaSGD and meta-curvature.
+    """
+
+    lr: float = above(0)
+    start: str = choice("learned", "random")
+    fresh: tuple[str, ...]
+    own: bool
+    warp: WarpConfig | None
+    transform: str = choice(*PATTERNS)
+
+    @property
+    def learns_start(self) -> bool:
+        """Whether θ0 is learned."""
+        return self.start == "learned"
+
+    def build(self, layout: Layout, generator: torch.Generator) -> Adaptation:
+        with torch.random.fork_rng(devices=[]):  # modules draw their start from the global generator
+            torch.manual_seed(generator.initial_seed())
+            return Adaptation(self, layout, generator)
+
+
+class Adaptation(LearnedOptimizer):
+    """Gradient descent from where `start` says, through the layers of `warp`.
+
+    Attributes:
+        start: θ0 by the tensors' names (with / for each dot), each of a tensor's shape; empty where it isn't learned.
+        heads: likewise, what each training task keeps for itself, [tasks, *shape].
+        warp: the layers by the names of their sites.
+        transforms: T, where there is one.
+    """
+
+    coordinatewise = False
+    kernel: Kernel = TorchKernel()
+
+    def __init__(self, config: AdaptationConfig, layout: Layout, generator: torch.Generator):
+        super().__init__()
+        self.config, self.layout = config, layout
+        if config.own and layout.tasks is None:
+            raise ConfigError(
+                "optimizer.own=true keeps parameters for each task, and the problems of this optimizee belong to no "
+                "tasks: use optimizer.own=false, or optimizee=omniglot."
+            )
+        for pattern in config.fresh:
+            if not any(fnmatchcase(name, pattern) for name in layout.shapes):
+                raise ConfigError(
+                    f"optimizer.fresh has {pattern}, which fits none of the parameters {', '.join(layout.shapes)}."
+                )
+        if config.warp is not None and not layout.sites:
+            raise ConfigError(
+                "optimizer.warp needs an optimizee whose network takes warp layers, as optimizee=omniglot does; this "
+                "one takes none: use optimizer.warp=null."
+            )
+        fresh = {name for name in layout.shapes if any(fnmatchcase(name, pattern) for pattern in config.fresh)}
+        learned = [name for name in layout.shapes if config.learns_start and name not in fresh]
+        self.start = nn.ParameterDict({_key(name): nn.Parameter(torch.zeros(layout.shapes[name])) for name in learned})
+        self.heads = nn.ParameterDict(
+            {_key(name): nn.Parameter(torch.zeros(layout.tasks, *layout.shapes[name])) for name in sorted(fresh)}
+            if config.own and layout.tasks is not None
+            else {}
+        )
+        sites = layout.sites if config.warp is not None else {}
+        self.warp = nn.ModuleDict({name: config.warp.build(site) for name, site in sites.items() if config.warp})
+        self.transforms: Transformed | None = None
+        if config.transform != "none":
+            rule = MetaSGDConfig(lr=config.lr, patterns={"*": config.transform})
+            self.transforms = Transformed(rule, layout)
+        if not list(self.parameters()):
+            raise ConfigError(
+                "This optimizer leaves nothing to be learned: use optimizer.start=learned with fewer patterns in "
+                "optimizer.fresh, or give it optimizer.warp."
+            )
+
+    def begin(self, problem: Problem) -> None:
+        with torch.no_grad():
+            for name, value in problem.init().items():
+                if _key(name) in self.start:
+                    self.start[_key(name)].copy_(value[0])
+                if _key(name) in self.heads:
+                    self.heads[_key(name)].copy_(value[0].expand_as(self.heads[_key(name)]))
+
+    def prepare(self, problem: Problem) -> Problem:
+        if self.warp:
+            problem = problem.warped(dict(self.warp.items()))
+        return Started(problem, self._start(problem)) if self.start or self.heads else problem
+
+    def _start(self, problem: Problem) -> Params:
+        params = {name: value.detach() for name, value in problem.init().items()}
+        for name, value in params.items():
+            if _key(name) in self.start:
+                params[name] = self.start[_key(name)].expand_as(value)
+            elif _key(name) in self.heads:
+                assert problem.tasks is not None
+                heads = self.heads[_key(name)]
+                known = (problem.tasks < len(heads)).view(-1, *[1] * (value.dim() - 1))
+                params[name] = torch.where(known, heads[problem.tasks.clamp(max=len(heads) - 1)], value)
+        return params
+
+    def check(self, layout: Layout) -> None:
+        if layout.shapes != self.layout.shapes or (self.warp and layout.sites != self.layout.sites):
+            mine, other = (", ".join(f"{n} {list(s)}" for n, s in one.shapes.items()) for one in (self.layout, layout))
+            raise ConfigError(
+                f"This optimizer has learned a start or warp layers for the tensors {mine}, but the optimizee has "
+                f"{other}: evaluate it on an optimizee with the network that it was trained on."
+            )
+
+    def use_kernel(self, name: str) -> None:
+        if name not in ("auto", "torch"):
+            raise ConfigError(f"kernel={name} computes the LSTM, not gradient descent: use kernel=auto.")
+
+    def init(self, params: Tensor) -> State:
+        return ()
+
+    def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
+        if self.transforms is not None:
+            return self.transforms.update(grads, (), params)
+        return -self.config.lr * grads, ()
+
+    def rates(self) -> dict[str, Tensor]:
+        return self.transforms.rates() if self.transforms is not None else {}
+
+    def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError("Where to start isn't learned from updates: see l2l_runner.meta.")
+
+
+def _key(name: str) -> str:
+    """A name as nn.ParameterDict takes it: without dots, and none that the dictionary has a use for itself."""
+    return "/" + name.replace(".", "/")
