@@ -42,9 +42,16 @@ needs_cifar = pytest.mark.skipif(
     reason="CIFAR-10 is not here: name the folder that holds cifar-10-batches-py with L2L_DATA",
 )
 
+needs_omniglot = pytest.mark.skipif(
+    "L2L_DATA" not in os.environ or not (DATA / "omniglot-py").is_dir(),
+    reason="Omniglot is not here: name the folder that holds omniglot-py with L2L_DATA",
+)
+
+NEEDS = {"mnist": needs_mnist, "omniglot": needs_omniglot}
+
 # Whatever of these an optimizee has is set to this, so that tests are quick.
 SMALL = {"dim": 4, "hidden": [5], "minibatch": 6, "batch": 2, "validation_problems": 4, "test_problems": 4}
-SMALL |= {"data": "digits", "images": 60, "side": 16, "proportion": 0.8}
+SMALL |= {"data": "digits", "images": 60, "side": 16, "proportion": 0.8, "filters": 4}
 
 
 def yaml_group(name: str) -> dict[str, dict[str, Any]]:
@@ -64,10 +71,8 @@ ADAPTATIONS = [stem for stem, node in OPTIMIZER_FILES.items() if "start" in node
 UPDATE_RULES = [stem for stem in OPTIMIZER_FILES if stem not in ADAPTATIONS]
 """Optimizers that take their problems as given."""
 
-# Every optimizee that has a file, those on MNIST only where MNIST is.
-EVERY_OPTIMIZEE = [
-    pytest.param(stem, marks=needs_mnist if node["name"] == "mnist" else ()) for stem, node in OPTIMIZEE_FILES.items()
-]
+# Every optimizee that has a file, those on a data set only where it is.
+EVERY_OPTIMIZEE = [pytest.param(stem, marks=NEEDS.get(node["name"], ())) for stem, node in OPTIMIZEE_FILES.items()]
 
 
 @lru_cache(maxsize=1)

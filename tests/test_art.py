@@ -19,7 +19,7 @@ from l2l_runner.errors import ConfigError, DataError
 from l2l_runner.evaluation import PICTURED, run
 from l2l_runner.optimizees import OPTIMIZEES
 from l2l_runner.optimizees.art import NETWORKS, activations, gram, total_variation
-from problems import DATA, RUNTIME, any_optimizer, art_files, given, optimizee, problems, scattered
+from problems import DATA, NEEDS, RUNTIME, any_optimizer, art_files, given, optimizee, problems, scattered
 from running import EVAL, SMALL, assert_one_sentence, evaluate, read_json, train
 
 CAFFE = "squeezenet1_1_caffe_features-e7ae3ddc.pth"
@@ -257,7 +257,7 @@ def test_a_run_keeps_the_pictures_of_its_first_problems(at_once):
     torch.testing.assert_close(alone.pictures[0], curves.pictures[3], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZEES if name not in ("art", "mnist")])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZEES if name not in ("art", *NEEDS)])
 def test_other_problems_are_no_pictures(name):
     problem = problems(name, 2)
     assert problem.pictures(problem.init()) is None

@@ -202,7 +202,8 @@ def test_second_derivatives_agree_with_finite_differences(stem):
     (product,) = torch.autograd.grad((gradient(leaf, create_graph=True) * direction).sum(), leaf)
     ahead, behind = (gradient((flat + sign * h * direction).requires_grad_()) for sign in (1, -1))
     assert product.abs().max() > 0
-    torch.testing.assert_close(product, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-7)
+    rounding = 1e-6 if stem == "omniglot" else 1e-7  # of biases before a batch norm, whose gradient is zero
+    torch.testing.assert_close(product, (ahead - behind) / (2 * h), rtol=1e-5, atol=rounding)
 
 
 # Quadratics
@@ -270,9 +271,9 @@ def test_starts_have_the_standard_deviation_that_is_asked_for(stem, scale):
 
 @pytest.mark.parametrize("stem", EVERY_OPTIMIZEE)
 def test_no_two_coordinates_start_alike(stem):
-    # As those of two layers of one shape would, if they were drawn from the same numbers.
+    # As those of two layers of one shape would, if they were drawn from the same numbers. Batch norm's are 1 and 0.
     problem = problems(stem, 3, **({"hidden": [4, 4, 4]} if "hidden" in OPTIMIZEE_FILES[stem] else {}))
-    start = problem.layout.flatten(problem.init())
+    start = torch.cat([value.flatten() for name, value in problem.init().items() if ".norm." not in name])
     assert len(start.unique()) == start.numel()
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from l2l_runner.schema import METAS, Meta, UnrolledMeta
-from problems import OPTIMIZEE_FILES, given, needs_cifar, needs_mnist
+from problems import NEEDS, OPTIMIZEE_FILES, given, needs_cifar, needs_mnist
 from running import ROOT, assert_one_sentence, evaluate, last, read_json, records, train
 
 pytestmark = pytest.mark.usefixtures("sketches")
@@ -72,12 +72,13 @@ TASKS_ONLY = {"finetune": "optimizer.own", "warp": "optimizer.warp", "warp_leap"
 
 
 @pytest.mark.parametrize("optimizer", choices("optimizer"))
-@pytest.mark.parametrize("optimizee", [marked(name, needs_mnist) for name in choices("optimizee")])
+@pytest.mark.parametrize("optimizee", [pytest.param(name, marks=NEEDS.get(name, ())) for name in choices("optimizee")])
 def test_every_optimizer_runs_on_every_optimizee(tmp_path: Path, optimizee: str, optimizer: str) -> None:
     run = tmp_path / "run"
     if optimizer in ALIKE and optimizee not in ("quadratic", "omniglot"):
         pytest.skip("as MAML, which is run")
     arguments = [f"optimizee={optimizee}", f"optimizer={optimizer}", *SHORT, *FEW, *given(optimizee)]
+    arguments += ["optimizee.filters=4"] if optimizee == "omniglot" else []
     arguments += ["evaluate=false", *CPU]
     own = ["optimizer.lr=1e-4"]  # at their own rates, some diverge
     if optimizer in ("lstm", "rnnprop"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -38,6 +42,9 @@ class Images:
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8)}
 """The data sets, all of ten classes, with the channels, height and width of their images."""
+
+OMNIGLOT_DRAWINGS = 20  # of each character
+OMNIGLOT_SIDE = 28  # pixels
 
 
 def places(given: str, root: Path) -> list[Path]:
@@ -113,3 +120,80 @@ def _digits(split: str, root: Path, download: bool) -> tuple[Tensor, Tensor, flo
     index = order[360:] if split == "train" else order[:360]  # 1437 to train on, 360 to test
     images = torch.from_numpy(digits.images[index].astype(np.uint8))
     return images, torch.from_numpy(digits.target[index].astype(np.int64)), 16.0
+
+
+@lru_cache(maxsize=1)
+def load_omniglot(root: Path, download: bool) -> dict[str, Tensor]:
+    """The characters of Omniglot's alphabets, by name, each [characters, 20, 28, 28] (uint8): ink 255 on 0.
+
+    Both parts of the data set together, in the order of the alphabets', characters' and files' names. The drawings of
+    105×105 pixels are brought to 28×28 bilinearly with antialiasing. So they are kept as one file beside the data set,
+    where that can be written, because reading 32,460 files takes long.
+
+    Raises:
+        DataError: the drawings are not in `root` and could not be downloaded, or are damaged.
+    """
+    folder = root / "omniglot-py"
+    kept = folder / f"drawings-{OMNIGLOT_SIDE}x{OMNIGLOT_SIDE}.pt"
+    if kept.is_file():
+        try:
+            loaded: dict[str, Tensor] = torch.load(kept, weights_only=True)
+            return loaded
+        except Exception as error:  # whatever torch.load says of a file that isn't its own
+            raise DataError(f"{kept} is damaged ({reason(error)}): delete it, and it is made again.") from error
+    try:
+        drawings = _omniglot(folder, download)
+    except (RuntimeError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"Omniglot is not in {root} and could not be had ({reason(error)}): put images_background.zip and "
+            f"images_evaluation.zip, or the same unpacked, into {folder}, or name the folder that holds omniglot-py "
+            "with data.root=FOLDER or the environment variable L2L_DATA."
+        ) from error
+    written = kept.with_name(f"{kept.name}.{os.getpid()}")
+    try:
+        torch.save(drawings, written)
+        os.replace(written, kept)
+    except (OSError, RuntimeError):  # a folder that is only to be read: the next process reads the files once more
+        written.unlink(missing_ok=True)
+    return drawings
+
+
+def _omniglot(folder: Path, download: bool) -> dict[str, Tensor]:
+    """The drawings as `load_omniglot` yields them, of the data set's own files."""
+    from PIL import Image
+
+    alphabets: dict[str, dict[str, list[Tensor]]] = {}
+    for part in ("images_background", "images_evaluation"):
+        for alphabet, character, content in _pngs(folder, part, download):
+            with Image.open(io.BytesIO(content)) as image:
+                drawing = 255 - torch.from_numpy(np.array(image.convert("L")))
+            alphabets.setdefault(alphabet, {}).setdefault(character, []).append(drawing)
+    for alphabet, characters in alphabets.items():
+        for character, drawings in characters.items():
+            if len(drawings) != OMNIGLOT_DRAWINGS:
+                words = f"{alphabet}/{character} has {len(drawings)} drawings instead of {OMNIGLOT_DRAWINGS}"
+                raise RuntimeError(words)
+    return {alphabet: _small(list(characters.values())) for alphabet, characters in sorted(alphabets.items())}
+
+
+def _small(characters: list[list[Tensor]]) -> Tensor:
+    drawings = torch.stack([torch.stack(drawings) for drawings in characters]).float()
+    small = F.interpolate(drawings, (OMNIGLOT_SIDE, OMNIGLOT_SIDE), mode="bilinear", antialias=True)
+    return small.round().to(torch.uint8)
+
+
+def _pngs(folder: Path, part: str, download: bool) -> Iterator[tuple[str, str, bytes]]:
+    """Alphabet, character and content of each PNG of a part, sorted, from its folder or, where that isn't, its zip."""
+    packed, unpacked = folder / f"{part}.zip", folder / part
+    if download and not (packed.is_file() or unpacked.is_dir()):
+        from torchvision.datasets import Omniglot
+
+        Omniglot(str(folder.parent), background=part == "images_background", download=True)
+    if unpacked.is_dir():
+        for path in sorted(unpacked.glob("*/*/*.png")):
+            yield path.parts[-3], path.parts[-2], path.read_bytes()
+    else:
+        with zipfile.ZipFile(packed) as archive:
+            for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
+                *_, alphabet, character, _ = PurePosixPath(name).parts
+                yield alphabet, character, archive.read(name)

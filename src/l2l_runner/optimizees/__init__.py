@@ -7,6 +7,7 @@ from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.optimizees.classification import Classification
 from l2l_runner.optimizees.imbalance import Imbalance, ImbalanceProblem
 from l2l_runner.optimizees.module import Module
+from l2l_runner.optimizees.omniglot import Omniglot
 from l2l_runner.optimizees.quadratic import Quadratic
 from l2l_runner.optimizees.rosenbrock import Rosenbrock
 from l2l_runner.optimizees.scaled import Scaled
@@ -20,6 +21,7 @@ OPTIMIZEES: dict[str, type[Optimizee]] = {
     "module": Module,
     "imbalance": Imbalance,
     "art": Art,
+    "omniglot": Omniglot,
 }
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Imbalance",
     "ImbalanceProblem",
     "Module",
+    "Omniglot",
     "Optimizee",
     "Problem",
     "Quadratic",
