@@ -13,11 +13,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from l2l_runner.optimizees import Optimizee
+from l2l_runner.optimizees import Optimizee, Problem
 from l2l_runner.optimizers import HandDesigned, Optimizer
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Tuning
-from l2l_runner.unroll import start, unroll
+from l2l_runner.unroll import Point, start, unroll
 
 PICTURED = 4
 """The first so many problems of a run keep the pictures that were reached, where problems are pictures."""
@@ -34,11 +34,17 @@ class Curves:
         losses: [steps + 1, problems] (float64), at θ_0 … θ_T.
         metrics: at θ_T, each [problems] (float64).
         pictures: θ_T of the first problems [≤ PICTURED, 3, height, width]; None where they are no pictures.
+        tasks: the task of each problem [problems], where they belong to tasks.
+        read_at: steps at which the metrics were read on the way, if they were.
+        readings: the metrics there, each [readings, problems] (float64).
     """
 
     losses: Tensor
     metrics: dict[str, Tensor]
     pictures: Tensor | None = None
+    tasks: Tensor | None = None
+    read_at: tuple[int, ...] = ()
+    readings: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def sums(self) -> Tensor:
@@ -49,6 +55,22 @@ class Curves:
     def finals(self) -> Tensor:
         """Loss after the last step, f(θ_T); [problems]."""
         return self.losses[-1]
+
+    def apart(self, values: Tensor) -> Tensor:
+        """Values [..., problems] as independent ones: their means over the problems of each task, [..., tasks].
+
+        Problems of one task are alike, and more of them say nothing about other tasks.
+        """
+        if self.tasks is None:
+            return values
+        _, place, counts = torch.unique(self.tasks, return_inverse=True, return_counts=True)
+        totals = values.new_zeros(*values.shape[:-1], len(counts))
+        return totals.index_add_(-1, place, values) / counts
+
+    def areas(self) -> dict[str, Tensor]:
+        """The mean of each metric over the steps, by the trapezoidal rule between its readings; each [problems]."""
+        at = torch.tensor(self.read_at, dtype=torch.float64)
+        return {name: torch.trapezoid(rows, at, dim=0) / at[-1] for name, rows in self.readings.items()}
 
     @property
     def diverged(self) -> Tensor:
@@ -76,32 +98,49 @@ def run(
     Builds no graph; memory is that of one chunk, whatever the number of steps.
     """
     losses: list[Tensor] = []
-    metrics: dict[str, list[Tensor]] = {}
+    readings: list[dict[str, Tensor]] = []
     pictures: list[Tensor] = []
+    tasks: list[Tensor] = []
+    every = optimizee.metrics_every
+    read_at = [step for step in range(steps) if every is not None and step % every == 0]
+    read_at.append(steps)
     for part in torch.split(seeds, max(1, chunk // optimizee.layout().size)):
         problem = optimizer.prepare(optimizee.sample(part, runtime))
         point = start(problem, optimizer)
         curve = torch.empty(steps + 1, len(part), dtype=torch.float64, device=runtime.device)
         curve[0] = point.loss
+        read = [_metrics(problem, point)] if 0 in read_at else []
         for _, reached in unroll(problem, optimizer, point, steps):
             point = reached
             curve[point.step] = point.loss
+            if point.step in read_at:
+                read.append(_metrics(problem, point))
             if on_step is not None:
                 on_step()
         losses.append(curve.cpu())
+        readings.append({name: torch.stack([row[name] for row in read]) for name in read[-1]})
+        if problem.tasks is not None:
+            tasks.append(problem.tasks.cpu())
         with torch.no_grad():
-            params = problem.layout.views(point.params)
-            for name, value in problem.metrics(params).items():
-                metrics.setdefault(name, []).append(value.double().cpu())
-            reached_pictures = problem.pictures(params)
+            reached_pictures = problem.pictures(problem.layout.views(point.params))
         wanted = PICTURED - sum(map(len, pictures))
         if reached_pictures is not None and wanted > 0:
             pictures.append(reached_pictures[:wanted].cpu().clone())
+    joined = {name: torch.cat([part[name] for part in readings], dim=1) for name in readings[0]}
     return Curves(
         torch.cat(losses, dim=1),
-        {name: torch.cat(values) for name, values in metrics.items()},
+        {name: rows[-1] for name, rows in joined.items()},
         torch.cat(pictures) if pictures else None,
+        torch.cat(tasks) if tasks else None,
+        tuple(read_at) if every is not None else (),
+        joined if every is not None else {},
     )
+
+
+def _metrics(problem: Problem, point: Point) -> dict[str, Tensor]:
+    with torch.no_grad():
+        read = problem.metrics(problem.layout.views(point.params))
+    return {name: value.double().cpu() for name, value in read.items()}
 
 
 def tune(
@@ -160,23 +199,39 @@ class Comparison:
         reference = next(iter(self.curves))
         optimizers: dict[str, Any] = {}
         for name, curves in self.curves.items():
+            apart = curves.apart
             optimizers[name] = {
                 "lr": self.rates[name],
-                "sum": mean_ci(curves.sums),
-                "final": mean_ci(curves.finals),
+                "sum": mean_ci(apart(curves.sums)),
+                "final": mean_ci(apart(curves.finals)),
                 "diverged": int(curves.diverged.sum()),
-                "curve": curves.losses.mean(1).tolist(),
-                "ci95": confidence_band(curves.losses).tolist(),
-                "metrics": {metric: mean_ci(values) for metric, values in curves.metrics.items()},
+                **_curve(apart(curves.losses)),
+                "metrics": {metric: mean_ci(apart(values)) for metric, values in curves.metrics.items()},
             }
+            if curves.readings:
+                optimizers[name]["readings"] = {
+                    metric: {"steps": curves.read_at, "mean": mean_ci(apart(area)), **_curve(apart(rows))}
+                    for (metric, rows), area in zip(curves.readings.items(), curves.areas().values(), strict=True)
+                }
             if name != reference:
                 optimizers[name]["paired"] = {
                     "against": reference,
-                    "sum": mean_ci(curves.sums - first.sums),
-                    "final": mean_ci(curves.finals - first.finals),
+                    "sum": mean_ci(apart(curves.sums - first.sums)),
+                    "final": mean_ci(apart(curves.finals - first.finals)),
+                    **{
+                        metric: mean_ci(apart(values - first.metrics[metric]))
+                        for metric, values in curves.metrics.items()
+                    },
                 }
         steps, problems = first.losses.shape
-        return {"optimizee": self.optimizee, "steps": steps - 1, "problems": problems, "optimizers": optimizers}
+        tasks = {} if first.tasks is None else {"tasks": len(torch.unique(first.tasks))}
+        about = {"optimizee": self.optimizee, "steps": steps - 1, "problems": problems, **tasks}
+        return {**about, "optimizers": optimizers}
+
+
+def _curve(rows: Tensor) -> dict[str, list[float]]:
+    """The mean and the confidence band of rows [points, problems]."""
+    return {"curve": rows.mean(1).tolist(), "ci95": confidence_band(rows).tolist()}
 
 
 def confidence_band(losses: Tensor) -> Tensor:
@@ -208,14 +263,18 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     total = summary["problems"]
     rows = [["optimizer", "lr", "sum of losses", "final loss", "diverged"]]
     metrics = sorted({metric for entry in summary["optimizers"].values() for metric in entry["metrics"]})
-    rows[0] += metrics
+    averaged = sorted({metric for entry in summary["optimizers"].values() for metric in entry.get("readings", {})})
+    rows[0] += metrics + [f"mean {metric}" for metric in averaged]
     for name, entry in summary["optimizers"].items():
         lr = "learned" if entry["lr"] is None else f"{entry['lr']:.3g}"
         row = [name, lr, with_ci(entry["sum"]), with_ci(entry["final"]), f"{entry['diverged']} of {total}"]
-        rows.append(row + [with_ci(entry["metrics"][metric]) for metric in metrics])
+        row += [with_ci(entry["metrics"][metric]) for metric in metrics]
+        rows.append(row + [with_ci(entry["readings"][metric]["mean"]) for metric in averaged])
+    of_tasks = f" of {summary['tasks']} tasks" if "tasks" in summary else ""
+    over = " over tasks" if of_tasks else ""
     head = (
-        f"{summary['optimizee']}, {total} held-out problems, {summary['steps']} steps, mean ± half of the 95 % "
-        "confidence interval:"
+        f"{summary['optimizee']}, {total} held-out problems{of_tasks}, {summary['steps']} steps, mean ± half of the "
+        f"95 % confidence interval{over}:"
     )
     return "\n".join([head, *align(rows)])
 

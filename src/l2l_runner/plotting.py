@@ -137,10 +137,23 @@ def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def comparison(path: Path, summary: Mapping[str, Any], note: str = "") -> None:
-    """comparison.png: every optimizer's mean loss against the step, with 95 % bands."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    """comparison.png: every optimizer's mean loss, and what was read on the way, against the step, with 95 % bands."""
+    optimizers = summary["optimizers"]
+    metrics = list(dict.fromkeys(name for entry in optimizers.values() for name in entry.get("readings", {})))
+    figure = Figure(figsize=(7 + 4.2 * len(metrics), 4.6), layout="constrained")
+    grid = figure.add_gridspec(1, 1 + len(metrics))
     title = f"{summary['optimizee']}: mean of {summary['problems']} held-out problems, 95 % confidence bands{note}"
-    draw_curves(new_axes(figure, 111, "step", "loss", title), summary["optimizers"])
+    draw_curves(new_axes(figure, grid[0, 0], "step", "loss", title), optimizers)
+    for place, metric in enumerate(metrics, 1):
+        axes = new_axes(figure, grid[0, place], "step", metric.replace("_", " "), "")
+        for name, entry in reversed(list(optimizers.items())):
+            if metric not in entry.get("readings", {}):
+                continue
+            read, style = entry["readings"][metric], style_of(name, list(optimizers))
+            mean, band = (np.array(read[key], dtype=float) for key in ("curve", "ci95"))
+            axes.plot(read["steps"], mean, linewidth=2 if entry["lr"] is None else 1.4, **style)
+            axes.fill_between(read["steps"], mean - band, mean + band, color=style["color"], alpha=0.2, linewidth=0)
+        axes.margins(x=0)
     write_atomically(path, png(figure, 150))
 
 

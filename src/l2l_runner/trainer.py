@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `completed` or `diverged`; the score that its configuration asks for; and the figures."""
+    """How a run ended.
+
+    Attributes:
+        status: completed or diverged.
+        score: what its configuration asks for.
+        final: mean and confidence interval of the final loss.
+        sum: likewise, of the sum of losses.
+        metrics: likewise, what else was read after the last step, on held-out problems where there was a comparison.
+    """
 
     status: str
     score: float
     final: dict[str, float]
     sum: dict[str, float]
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def learning_rate(meta: Meta, step: int) -> float:
@@ -101,8 +110,13 @@ def meta_update(
 def run_hand_designed(
     config: TrainConfig, optimizer: HandDesigned, name: str, folder: RunFolder, runtime: Runtime
 ) -> Outcome:
-    """Nothing is meta-learned: run a hand-designed optimizer on the validation problems."""
+    """Nothing is meta-learned: run a hand-designed optimizer on the validation problems, where its rate can be chosen.
+
+    `none`, whose rate isn't to be chosen, meets the held-out problems, beside the tuned baselines.
+    """
     optimizee, steps = config.optimizee, config.unroll.steps
+    if name == "none" and config.evaluate:
+        return _run_none(config, optimizer, folder, runtime)
     seeds = optimizee.seeds(config.seed, "validation", 0, optimizee.validation_problems)
     curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk)
     summary = Comparison(optimizee.name, {name: curves}, {name: optimizer.lr}).summary()
@@ -123,7 +137,25 @@ def run_hand_designed(
         *entry["sum"].values(),
         entry["diverged"],
     )
-    return Outcome("completed", curves.score(config.score), entry["final"], entry["sum"])
+    return Outcome("completed", curves.score(config.score), entry["final"], entry["sum"], entry["metrics"])
+
+
+def _run_none(config: TrainConfig, optimizer: HandDesigned, folder: RunFolder, runtime: Runtime) -> Outcome:
+    evaluation, optimizee = config.evaluation, config.optimizee
+    steps = evaluation.steps or config.unroll.steps
+    with stop_requests():
+        baselines = tuned_baselines(evaluation, optimizee, config.seed, steps, config.score, runtime)
+        problems = evaluation.problems or optimizee.test_problems
+        all_ = {"none": optimizer, **baselines}
+        comparison = compare({}, all_, optimizee, config.seed, problems, steps, runtime, evaluation.chunk)
+    log.info(write_comparison(folder, comparison))
+    entry = comparison.summary()["optimizers"]["none"]
+    score = comparison.curves["none"].score(config.score)
+    return Outcome("completed", score, entry["final"], entry["sum"], entry["metrics"])
+
+
+def _metrics(curves: Curves) -> dict[str, dict[str, float]]:
+    return {name: mean_ci(curves.apart(values)) for name, values in curves.metrics.items()}
 
 
 class MetaTraining:
@@ -240,9 +272,9 @@ class MetaTraining:
             )
         self._load_best()
         curves = self._on_validation(config.unroll.steps)
-        if config.evaluate:
-            self._compare(baselines)
-        return Outcome(status, curves.score(config.score), mean_ci(curves.finals), mean_ci(curves.sums))
+        metrics = self._compare(baselines) if config.evaluate else _metrics(curves)
+        finals, sums = (mean_ci(curves.apart(values)) for values in (curves.finals, curves.sums))
+        return Outcome(status, curves.score(config.score), finals, sums, metrics)
 
     def _load_best(self) -> Mapping[str, Any]:
         content = checkpoint.load(self.folder.best)
@@ -328,8 +360,9 @@ class MetaTraining:
             step=self.progress.step,
             horizon=self.horizon,
             score=score,
-            sum=mean_ci(curves.sums),
-            final=mean_ci(curves.finals),
+            sum=mean_ci(curves.apart(curves.sums)),
+            final=mean_ci(curves.apart(curves.finals)),
+            **_metrics(curves),
             diverged=int(curves.diverged.sum()),
             best_score=self.progress.best_score,
             best_step=self.progress.best_step,
@@ -386,7 +419,8 @@ class MetaTraining:
     def _animate(self) -> None:
         plotting.animation(self.folder.path / "learning.gif", sorted(self.folder.frames.glob("*.png")))
 
-    def _compare(self, baselines: Mapping[str, HandDesigned]) -> None:
+    def _compare(self, baselines: Mapping[str, HandDesigned]) -> dict[str, dict[str, float]]:
+        """On held-out problems; the learned optimizer's metrics there."""
         config = self.config
         steps = config.evaluation.steps or config.unroll.steps
         problems = config.evaluation.problems or config.optimizee.test_problems
@@ -395,6 +429,7 @@ class MetaTraining:
         comparison = compare(learned, baselines, config.optimizee, config.seed, problems, steps, self.runtime, chunk)
         log.info(write_comparison(self.folder, comparison))
         log.info("%s\n%s\n%s", self.folder.path / "learning.png", self.folder.path / "learning.gif", self.folder.best)
+        return _metrics(comparison.curves[self.name])
 
     @property
     def _last_stage(self) -> bool:
