@@ -51,6 +51,7 @@ NEEDS = {"mnist": needs_mnist, "omniglot": needs_omniglot}
 
 # Whatever of these an optimizee has is set to this, so that tests are quick.
 SMALL = {"dim": 4, "hidden": [5], "minibatch": 6, "batch": 2, "validation_problems": 4, "test_problems": 4}
+SMALL |= {"pillars": 2, "duration": 12, "units": 4, "metric_episodes": 5}
 SMALL |= {"data": "digits", "images": 60, "side": 16, "proportion": 0.8, "filters": 4}
 
 
@@ -66,6 +67,8 @@ def yaml_group(name: str) -> dict[str, dict[str, Any]]:
 
 OPTIMIZEE_FILES = yaml_group("optimizee")
 OPTIMIZER_FILES = yaml_group("optimizer")
+WARP_RNN = OPTIMIZER_FILES.pop("warp_rnn")
+"""The others run on problems without recurrent cells."""
 ADAPTATIONS = [stem for stem, node in OPTIMIZER_FILES.items() if "start" in node]
 """Optimizers that learn where to start, or warp layers."""
 UPDATE_RULES = [stem for stem in OPTIMIZER_FILES if stem not in ADAPTATIONS]
@@ -99,7 +102,9 @@ ART_LAYERS: dict[str, Any] = {"size": 16, "content_layers": [3], "style_layers":
 
 
 def given(stem: str) -> list[str]:
-    """What must be given on the command line for an optimizee, or an experiment with it."""
+    """What must be given on the command line for an optimizee, or an experiment with it, or makes it quick."""
+    if stem.endswith("maze"):
+        return ["optimizee.duration=20", "optimizee.units=8", "optimizee.metric_episodes=5", "optimizee.minibatch=5"]
     return [f"optimizee.{key}={value}" for key, value in art_files().items()] if stem.endswith("art") else []
 
 

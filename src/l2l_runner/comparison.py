@@ -79,7 +79,8 @@ def compare(
     rates = dict.fromkeys(learned) | {name: baseline.lr for name, baseline in baselines.items()}
     pictured = any(one.pictures is not None for one in curves.values())
     sources = optimizee.sample(seeds[:PICTURED], runtime).sources() if pictured else {}
-    return Comparison(optimizee.name, curves, rates, {name: picture.cpu() for name, picture in sources.items()})
+    shown = {name: picture.cpu() for name, picture in sources.items()}
+    return Comparison(optimizee.name, curves, rates, shown, optimizee.gain)
 
 
 def write_comparison(folder: RunFolder, comparison: Comparison) -> str:
@@ -93,5 +94,5 @@ def write_comparison(folder: RunFolder, comparison: Comparison) -> str:
     if reached:
         paths.append(folder.path / "pictures.png")
         losses = {name: comparison.curves[name].finals for name in reached}
-        plotting.pictures(paths[3], comparison.optimizee, comparison.sources, reached, losses)
+        plotting.pictures(paths[3], comparison.optimizee, comparison.sources, reached, losses, comparison.gain)
     return summary_table(summary) + "\n" + "\n".join(str(path) for path in paths)

@@ -186,12 +186,14 @@ class Comparison:
         curves: of each optimizer, by its name.
         rates: the hand-designed ones' learning rates, by name; None for a learned optimizer.
         sources: the pictures that the first problems were made from, by name, each [≤ PICTURED, 3, height, width].
+        gain: the optimizee's, where losses are minus a gain.
     """
 
     optimizee: str
     curves: Mapping[str, Curves]
     rates: Mapping[str, float | None]
     sources: Mapping[str, Tensor] = field(default_factory=dict)
+    gain: str | None = None
 
     def summary(self) -> dict[str, Any]:
         """The contract of comparison.json: see the README."""
@@ -225,7 +227,7 @@ class Comparison:
                 }
         steps, problems = first.losses.shape
         tasks = {} if first.tasks is None else {"tasks": len(torch.unique(first.tasks))}
-        about = {"optimizee": self.optimizee, "steps": steps - 1, "problems": problems, **tasks}
+        about = {"optimizee": self.optimizee, "gain": self.gain, "steps": steps - 1, "problems": problems, **tasks}
         return {**about, "optimizers": optimizers}
 
 
@@ -261,13 +263,15 @@ def summary_csv(summary: Mapping[str, Any]) -> str:
 def summary_table(summary: Mapping[str, Any]) -> str:
     """A comparison's summary as the table that is printed."""
     total = summary["problems"]
-    rows = [["optimizer", "lr", "sum of losses", "final loss", "diverged"]]
+    gain = summary.get("gain")  # older ones have none
+    rows = [["optimizer", "lr", f"sum of {gain}s" if gain else "sum of losses", f"final {gain or 'loss'}", "diverged"]]
     metrics = sorted({metric for entry in summary["optimizers"].values() for metric in entry["metrics"]})
     averaged = sorted({metric for entry in summary["optimizers"].values() for metric in entry.get("readings", {})})
     rows[0] += metrics + [f"mean {metric}" for metric in averaged]
     for name, entry in summary["optimizers"].items():
         lr = "learned" if entry["lr"] is None else f"{entry['lr']:.3g}"
-        row = [name, lr, with_ci(entry["sum"]), with_ci(entry["final"]), f"{entry['diverged']} of {total}"]
+        figures = [with_ci(entry[kind], sign=-1 if gain else 1) for kind in ("sum", "final")]
+        row = [name, lr, *figures, f"{entry['diverged']} of {total}"]
         row += [with_ci(entry["metrics"][metric]) for metric in metrics]
         rows.append(row + [with_ci(entry["readings"][metric]["mean"]) for metric in averaged])
     of_tasks = f" of {summary['tasks']} tasks" if "tasks" in summary else ""
@@ -279,13 +283,13 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([head, *align(rows)])
 
 
-def with_ci(value: Mapping[str, float | None]) -> str:
-    """A mean with its confidence interval, as it is printed."""
+def with_ci(value: Mapping[str, float | None], sign: int = 1) -> str:
+    """A mean with its confidence interval, as it is printed; of losses that are minus a gain with the sign −1."""
     mean, half = value["mean"], value["ci95"]
     if mean is None or not math.isfinite(mean):
         return "diverged"
     spread = "" if half is None or not math.isfinite(half) else f" ± {half:.2g}"
-    return f"{mean:.4g}{spread}"
+    return f"{sign * mean:.4g}{spread}"
 
 
 def align(rows: list[list[str]]) -> list[str]:

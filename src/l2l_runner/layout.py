@@ -40,10 +40,12 @@ class Site:
     Attributes:
         channels: of what comes in, and of what must come out.
         dims: dimensions of an image whose points have these channels; 0 where they are a vector's elements.
+        hidden: units of a recurrent cell, which a layer there gates (see `MazeProblem.warped`); 0 for any other place.
     """
 
     channels: int
     dims: int = 2
+    hidden: int = 0
 
 
 @dataclass(frozen=True)

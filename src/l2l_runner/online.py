@@ -150,6 +150,7 @@ class OnlineTraining:
 
     def _trajectory(self, bar: tqdm[Any], stop: list[int]) -> None:
         seeds = self.config.optimizee.seeds(self.config.seed, "train", self.progress.run, 1, self.runtime.device)
+        self.optimizer.requires_grad_(self.progress.arm == "learning")
         problem = self.optimizer.prepare(self.config.optimizee.sample(seeds, self.runtime))
         if self._diverged():  # before it was stopped
             return
@@ -266,6 +267,7 @@ class OnlineTraining:
         pairs = [tuple(ends.get((run, arm)) for arm in ARMS) for run in range(self.meta.runs)]
         return {
             "optimizee": self.config.optimizee.name,
+            "gain": self.config.optimizee.gain,
             "optimizer": self.name,
             "steps": self.steps,
             "arms": arms,
@@ -310,14 +312,16 @@ def table(summary: Mapping[str, Any]) -> str:
     """The last readings of both arms, as the table that is printed."""
     arms = {name: arm for name, arm in summary["arms"].items() if arm["steps"]}
     metrics = sorted({metric for arm in arms.values() for metric in arm["metrics"]})
-    rows = [[summary["optimizer"], "runs", "steps", "diverged", "training loss", *metrics]]
+    gain = summary.get("gain")  # older ones have none
+    sign = -1 if gain else 1
+    rows = [[summary["optimizer"], "runs", "steps", "diverged", f"training {gain or 'loss'}", *metrics]]
     for name, arm in arms.items():
         runs = arm["runs"][0]
-        row = [name, str(runs), str(arm["steps"][-1]), f"{arm['diverged']} of {runs}", with_ci(arm["loss"][-1])]
+        row = [name, str(runs), str(arm["steps"][-1]), f"{arm['diverged']} of {runs}", with_ci(arm["loss"][-1], sign)]
         rows.append(row + [with_ci(arm["metrics"][metric][-1]) for metric in metrics])
     if summary["paired"]:
         paired = summary["paired"]
-        row = ["learning − fixed", str(paired["runs"]), str(summary["steps"]), "", with_ci(paired["loss"])]
+        row = ["learning − fixed", str(paired["runs"]), str(summary["steps"]), "", with_ci(paired["loss"], sign)]
         rows.append(row + [with_ci(paired["metrics"][metric]) for metric in metrics])
     head = f"{summary['optimizee']}, mean ± half of the 95 % confidence interval over runs:"
     return "\n".join([head, *align(rows)])

@@ -20,6 +20,7 @@ COLOURS = {
     "lstm": "#D55E00",
     "groups": "#D55E00",
     "rnnprop": "#56B4E9",
+    "warp_rnn": "#D55E00",
     "sgd": "#999999",
     "momentum": "#F0E442",
     "nag": "#009E73",
@@ -38,6 +39,7 @@ STYLES: dict[str, Any] = {
     "lstm": "-",
     "groups": "-",
     "rnnprop": "-",
+    "warp_rnn": "-",
     "sgd": (0, (1, 1)),
     "momentum": (0, (5, 2)),
     "nag": (0, (5, 2)),
@@ -56,6 +58,7 @@ LABELS = {
     "lstm": "LSTM",
     "groups": "LSTMs",
     "rnnprop": "RNNprop",
+    "warp_rnn": "Warp-RNN",
     "sgd": "SGD",
     "momentum": "Momentum",
     "nag": "NAG",
@@ -70,6 +73,9 @@ LABELS = {
     "maml": "MAML",
     "finetune": "fine-tuning",
 }
+
+FIXED = {"warp_rnn": "plain RNN"}
+"""What optimizers are that don't learn, where they have a name of their own."""
 
 OTHERS = ("#000000", "#8C510A", "#5E3C99", "#B2182B", "#666666")
 """Colours of optimizers that have none of their own, such as a second LSTM."""
@@ -94,31 +100,40 @@ def png(figure: Figure, dpi: int) -> bytes:
     return buffer.getvalue()
 
 
-def draw_curves(axes: Axes, optimizers: Mapping[str, Any], first: int = 0, legend: bool = True) -> None:
+def draw_curves(
+    axes: Axes, optimizers: Mapping[str, Any], first: int = 0, legend: bool = True, gain: str | None = None
+) -> None:
     """Mean losses with their confidence bands on a log axis, cut where a diverging one leaves the picture.
+
+    Where some are negative the axis is linear.
 
     Args:
         axes: where.
         optimizers: of a comparison's summary; where an entry has `steps`, its curve is known at these alone.
         first: the first step that is shown.
         legend: say which line is whose, with learning rates and numbers of diverged problems.
+        gain: what losses are minus of, which is drawn instead.
     """
     starts = []
+    means = [x for entry in optimizers.values() for x in entry["curve"][first:] if x is not None]
+    log = gain is None and not any(x < 0 for x in means)
     for name, entry in reversed(list(optimizers.items())):  # the first is drawn last, on top
         curve = np.array([np.nan if x is None else x for x in entry["curve"]], dtype=float)[first:]
+        curve = curve if gain is None else -curve
         band = np.array([np.nan if x is None else x for x in entry["ci95"]], dtype=float)[first:]
-        finite = np.isfinite(curve) & (curve > 0)
+        finite = np.isfinite(curve) & ((curve > 0) | (not log))
         starts.append(curve[0])
         label = LABELS.get(name, name) + (f" (lr {entry['lr']:.2g})" if entry["lr"] is not None else "")
         label += f", {entry['diverged']} diverged" if entry["diverged"] else ""
         style = style_of(name, list(optimizers))
         steps = np.array(entry.get("steps", range(first + len(curve))))[first:]
         axes.plot(steps[finite], curve[finite], label=label, linewidth=2 if entry["lr"] is None else 1.4, **style)
-        low, high = np.maximum(curve - band, curve * 1e-2), curve + band
+        low, high = np.maximum(curve - band, curve * 1e-2) if log else curve - band, curve + band
         shown = finite & np.isfinite(band)
         axes.fill_between(steps[shown], low[shown], high[shown], color=style["color"], alpha=0.2, linewidth=0)
-    axes.set_yscale("log")
-    ceiling = 3 * float(np.nanmax(starts)) if np.isfinite(starts).any() else None
+    if log:
+        axes.set_yscale("log")
+    ceiling = 3 * float(np.nanmax(starts)) if log and np.isfinite(starts).any() else None
     if ceiling is not None and axes.get_ylim()[1] > ceiling:
         axes.set_ylim(top=ceiling)
     axes.margins(x=0)
@@ -143,7 +158,8 @@ def comparison(path: Path, summary: Mapping[str, Any], note: str = "") -> None:
     figure = Figure(figsize=(7 + 4.2 * len(metrics), 4.6), layout="constrained")
     grid = figure.add_gridspec(1, 1 + len(metrics))
     title = f"{summary['optimizee']}: mean of {summary['problems']} held-out problems, 95 % confidence bands{note}"
-    draw_curves(new_axes(figure, grid[0, 0], "step", "loss", title), optimizers)
+    gain = summary.get("gain")
+    draw_curves(new_axes(figure, grid[0, 0], "step", gain or "loss", title), optimizers, gain=gain)
     for place, metric in enumerate(metrics, 1):
         axes = new_axes(figure, grid[0, place], "step", metric.replace("_", " "), "")
         for name, entry in reversed(list(optimizers.items())):
@@ -163,6 +179,7 @@ def pictures(
     sources: Mapping[str, Tensor],
     reached: Mapping[str, Tensor],
     losses: Mapping[str, Tensor],
+    gain: str | None = None,
 ) -> None:
     """pictures.png: a row a problem; what it was made from, and what each optimizer made of it, with its final loss.
 
@@ -172,11 +189,12 @@ def pictures(
         sources: by name, each [problems, 3, height, width] in [0, 1].
         reached: likewise, by the optimizer's name.
         losses: the final ones, by the optimizer's name, each [problems or more].
+        gain: what losses are minus of, which is written instead.
     """
     columns = {**sources, **reached}
     rows = len(next(iter(columns.values())))
     figure = Figure(figsize=(1.6 * len(columns), 1.75 * rows + 0.4), layout="constrained")
-    figure.suptitle(f"{optimizee}, held-out problems: final losses", fontsize=10, x=0.01, ha="left")
+    figure.suptitle(f"{optimizee}, held-out problems: final {gain or 'losse'}s", fontsize=10, x=0.01, ha="left")
     grid = figure.subplots(rows, len(columns), squeeze=False)
     for column, (name, images) in zip(grid.T, columns.items(), strict=True):
         column[0].set_title(LABELS.get(name, name) if name in reached else name, fontsize=10)
@@ -185,7 +203,7 @@ def pictures(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if name in reached:
-                loss = losses[name][row].item()
+                loss = losses[name][row].item() * (-1 if gain else 1)
                 axes.set_xlabel(f"{loss:.4g}" if np.isfinite(loss) else "diverged", fontsize=9, labelpad=2)
     write_atomically(path, png(figure, 150))
 
@@ -212,19 +230,27 @@ def learning(
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     title = f"{validation['optimizee']}, {validation['problems']} validation problems × {validation['steps']} steps, "
-    axes = new_axes(figure, 121, "step", "loss", f"{title}meta-step {step}")
-    draw_curves(axes, validation["optimizers"])
-    axes = new_axes(figure, 122, "meta-step", "loss", "meta-learning")
+    gain = validation.get("gain")
+    axes = new_axes(figure, 121, "step", gain or "loss", f"{title}meta-step {step}")
+    draw_curves(axes, validation["optimizers"], gain=gain)
+    axes = new_axes(figure, 122, "meta-step", gain or "loss", "meta-learning")
+    sign = -1 if gain else 1
     x = np.array([k for k, _ in meta_losses], dtype=float)
-    y = np.array([np.nan if v is None else v for _, v in meta_losses], dtype=float)
-    axes.plot(x, y, color="#bbbbbb", linewidth=0.7, label="meta-loss a step (fresh problems)")
+    y = np.array([np.nan if v is None else sign * v for _, v in meta_losses], dtype=float)
+    axes.plot(x, y, color="#bbbbbb", linewidth=0.7, label=f"meta-{gain or 'loss'} a step (fresh problems)")
     if len(y) >= 20:
         width = max(5, len(y) // 25)
         axes.plot(x, _running_median(y, width), color="#555555", linewidth=1.5, label=f"its median of the last {width}")
-    name = "sum of losses" if score == "sum" else "final loss"
+    name = (
+        f"sum of {gain}s"
+        if gain and score == "sum"
+        else "sum of losses"
+        if score == "sum"
+        else f"final {gain or 'loss'}"
+    )
     drawn = y
     for horizon in sorted({horizon for _, _, horizon in scores}):
-        points = [(k, v) for k, v, at in scores if at == horizon and v is not None]
+        points = [(k, sign * v) for k, v, at in scores if at == horizon and v is not None]
         xy = np.array(points, dtype=float).reshape(-1, 2)
         first = min(k for k, _, at in scores if at == horizon)
         label = None if first else f"validation: {name}"
@@ -234,9 +260,12 @@ def learning(
             style: dict[str, Any] = {"rotation": 90, "va": "bottom", "fontsize": 8, "color": "#555555"}
             axes.annotate(f" {horizon} steps", (first, 0.02), xycoords=("data", "axes fraction"), **style)
         drawn = np.concatenate([drawn, xy[:, 1]])
-    axes.set_yscale("log")
+    if not gain:
+        axes.set_yscale("log")
     drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
-    if len(drawn) and drawn.max() > 1e3 * drawn.min():  # an untrained optimizer's losses would press the rest flat
+    if (
+        not gain and len(drawn) and drawn.max() > 1e3 * drawn.min()
+    ):  # an untrained optimizer's losses would press the rest flat
         axes.set_ylim(0.8 * drawn.min(), 1e3 * drawn.min())
     axes.set_xlim(0, max(total, 1))
     axes.legend(fontsize=8, frameon=False)
@@ -265,7 +294,8 @@ def single_curve(path: Path, name: str, summary: Mapping[str, Any]) -> None:
     """curve.png: one hand-designed optimizer on the validation problems."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     title = f"{summary['optimizee']}: {LABELS.get(name, name)}, mean of {summary['problems']} validation problems"
-    draw_curves(new_axes(figure, 111, "step", "loss", title), summary["optimizers"])
+    gain = summary.get("gain")
+    draw_curves(new_axes(figure, 111, "step", gain or "loss", title), summary["optimizers"], gain=gain)
     write_atomically(path, png(figure, 150))
 
 
@@ -274,7 +304,9 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
     arms = {name: arm for name, arm in summary["arms"].items() if arm["steps"]}
     rates: Mapping[str, Any] = next((arm["rates"] for arm in arms.values() if arm["rates"]), {})
     metrics = sorted({name for arm in arms.values() for name in arm["metrics"]})
-    panels = ["training loss", *metrics, *(["learned rates"] if rates else [])]
+    gain = summary.get("gain")
+    training = f"training {gain or 'loss'}"
+    panels = [training, *metrics, *(["learned rates"] if rates else [])]
     figure = Figure(figsize=(1 + 4.2 * len(panels), 3.8), layout="constrained")
     grid = figure.add_gridspec(1, len(panels))
     styles = {"learning": (COLOURS["lstm"], "-"), "fixed": (COLOURS["sgd"], "--")}
@@ -286,24 +318,28 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
             continue
         means = []
         for name, arm in arms.items():
-            values = arm["loss"] if panel == "training loss" else arm["metrics"][panel]
-            first = 1 if panel == "training loss" and len(values) > 2 else 0  # a single loss, the others are means
+            values = arm["loss"] if panel == training else arm["metrics"][panel]
+            first = 1 if panel == training and len(values) > 2 else 0  # a single loss, the others are means
             mean = np.array([np.nan if v["mean"] is None else v["mean"] for v in values], dtype=float)[first:]
+            mean = -mean if gain and panel == training else mean
             half = np.array([v["ci95"] or 0.0 for v in values], dtype=float)[first:]
             half[~np.isfinite(half)] = 0.0
             steps = np.array(arm["steps"])[first:]
             means.append(mean[np.isfinite(mean)])
             colour, style = styles[name]
-            label = f"{summary['optimizer']}, {name} (runs: {max(arm['runs'])})"
+            who = LABELS.get(summary["optimizer"], summary["optimizer"])
+            fixed = FIXED.get(summary["optimizer"], f"{who}, fixed")
+            label = f"{fixed if name == 'fixed' else f'{who}, learning'} (runs: {max(arm['runs'])})"
             axes.plot(steps, mean, style, color=colour, linewidth=1.8, label=label)
             axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
         drawn = np.concatenate(means)
-        if panel == "training loss":
-            axes.set_yscale("log")
+        if panel == training:
             axes.legend(fontsize=8, frameon=False)
+        if panel == training and not gain:
+            axes.set_yscale("log")
             drawn = drawn[drawn > 0]
         # The means set the limits: bands of few runs are wide.
-        if len(drawn) and panel == "training loss":
+        if len(drawn) and panel == training and not gain:
             axes.set_ylim(0.8 * drawn.min(), 1.25 * drawn.max())
         elif len(drawn) and np.ptp(drawn) > 0:
             axes.set_ylim(drawn.min() - 0.05 * np.ptp(drawn), drawn.max() + 0.05 * np.ptp(drawn))

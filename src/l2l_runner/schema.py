@@ -11,7 +11,7 @@ from typing import Any
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path, within
 from l2l_runner.kernels import KERNELS
-from l2l_runner.meta import FOMAML, MAML, PES, TBPTT, Imitation, Joint, Leap, MetaGradient, Reptile, WarpGrad
+from l2l_runner.meta import FOMAML, MAML, PES, TBPTT, Direct, Imitation, Joint, Leap, MetaGradient, Reptile, WarpGrad
 from l2l_runner.optimizees import OPTIMIZEES, Imbalance, Optimizee, Problem, Scaled
 from l2l_runner.optimizers import (
     HAND_DESIGNED,
@@ -297,8 +297,10 @@ class Online:
     runs: int = at_least(1)
     read_every: int = at_least(1)
 
-    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT:
+    def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> TBPTT | Direct:
         """What estimates the meta-gradients: with windows of one step, one-step hypergradients.
+
+        Where the losses run through what is learned, its direct gradients are gathered over the window.
 
         Raises:
             ConfigError: the only window is the whole trajectory, after which there is nothing to be better at.
@@ -309,7 +311,8 @@ class Online:
                 f"meta=online learns after each window, but unroll.length={unroll.length} is the whole trajectory of "
                 f"unroll.steps={unroll.steps}: use unroll=online or a shorter unroll.length."
             )
-        return TBPTT(length=unroll.length, steps=unroll.steps)
+        kind = Direct if optimizer.direct else TBPTT
+        return kind(length=unroll.length, steps=unroll.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -630,6 +633,11 @@ def parse_train(node: Mapping[str, Any]) -> TrainConfig:
             f"has ({', '.join(LEARNED)})."
         )
     elif isinstance(config.optimizer, LearnedConfig):
+        if config.optimizer.direct and not isinstance(config.meta, Online):
+            raise ConfigError(
+                f"optimizer={node['optimizer']['name']} learns while it trains, not by meta={config.meta.name}: use "
+                "meta=online."
+            )
         config.meta.estimator(config.unroll, config.optimizer)
         if isinstance(config.meta, Meta):
             config.meta.horizons(config.unroll)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from l2l_runner.cli import launch, resumed
+from l2l_runner.cli import conf_folder, launch, overrides_of, resumed, with_first
 
 
 def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -37,9 +37,22 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
         return asdict(training.train())
 
 
+def with_own_experiment(arguments: list[str]) -> list[str]:
+    """`optimizee=NAME` alone is `experiment=NAME`, where there is one: such as for an agent in a maze.
+
+    Whoever says what it is to be trained with gets just that.
+    """
+    given = overrides_of(arguments)
+    name = given.get("optimizee", "")
+    own = name.isidentifier() and (conf_folder() / "experiment" / f"{name}.yaml").is_file()
+    if not own or given.keys() & {"optimizer", "meta", "experiment"}:
+        return arguments
+    return with_first([f"experiment={name}"], arguments)
+
+
 def main() -> None:
     """The console script l2l-train."""
-    launch("train", train, resumed)
+    launch("train", train, lambda arguments: resumed(with_own_experiment(arguments)))
 
 
 if __name__ == "__main__":

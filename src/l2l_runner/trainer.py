@@ -119,7 +119,7 @@ def run_hand_designed(
         return _run_none(config, optimizer, folder, runtime)
     seeds = optimizee.seeds(config.seed, "validation", 0, optimizee.validation_problems)
     curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk)
-    summary = Comparison(optimizee.name, {name: curves}, {name: optimizer.lr}).summary()
+    summary = Comparison(optimizee.name, {name: curves}, {name: optimizer.lr}, gain=optimizee.gain).summary()
     entry = summary["optimizers"][name]
     folder.truncate(0)
     for step, (loss, ci95) in enumerate(zip(entry["curve"], entry["ci95"], strict=True)):
@@ -399,7 +399,8 @@ class MetaTraining:
         return dict(summary["optimizers"])
 
     def _draw(self, curves: Curves, shown: dict[str, Any]) -> None:
-        summary = Comparison(self.config.optimizee.name, {self.name: curves}, {self.name: None}).summary()
+        optimizee = self.config.optimizee
+        summary = Comparison(optimizee.name, {self.name: curves}, {self.name: None}, gain=optimizee.gain).summary()
         summary["optimizers"] |= shown
         records = self.folder.records()
         plotting.learning(

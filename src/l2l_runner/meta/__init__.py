@@ -1,6 +1,7 @@
 """Estimators of meta-gradients. To add one: a file here, a line in schema.py, and a YAML in conf/meta/."""
 
 from l2l_runner.meta.base import Estimate, MetaGradient
+from l2l_runner.meta.direct import Direct
 from l2l_runner.meta.imitation import Imitation
 from l2l_runner.meta.joint import Joint
 from l2l_runner.meta.pes import PES
@@ -13,6 +14,7 @@ __all__ = [
     "MAML",
     "PES",
     "TBPTT",
+    "Direct",
     "Estimate",
     "Imitation",
     "Joint",

@@ -6,6 +6,7 @@ from l2l_runner.optimizees.art import Art
 from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.optimizees.classification import Classification
 from l2l_runner.optimizees.imbalance import Imbalance, ImbalanceProblem
+from l2l_runner.optimizees.maze import Maze
 from l2l_runner.optimizees.module import Module
 from l2l_runner.optimizees.omniglot import Omniglot
 from l2l_runner.optimizees.quadratic import Quadratic
@@ -22,6 +23,7 @@ OPTIMIZEES: dict[str, type[Optimizee]] = {
     "imbalance": Imbalance,
     "art": Art,
     "omniglot": Omniglot,
+    "maze": Maze,
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Classification",
     "Imbalance",
     "ImbalanceProblem",
+    "Maze",
     "Module",
     "Omniglot",
     "Optimizee",

@@ -85,6 +85,11 @@ class Optimizee(ABC):
         """The layout of one problem's parameters."""
 
     @property
+    def gain(self) -> str | None:
+        """What there is to gain, where the loss is minus that, such as a return: shown in place of the loss."""
+        return None
+
+    @property
     def metrics_every(self) -> int | None:
         """Steps between readings of the metrics in an evaluation; None reads them at its end alone."""
         return None

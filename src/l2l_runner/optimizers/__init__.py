@@ -16,6 +16,7 @@ from l2l_runner.optimizers.transformed import (
     ModuleTransformConfig,
     Transformed,
 )
+from l2l_runner.optimizers.warp_rnn import WarpRNN, WarpRNNConfig
 
 HAND_DESIGNED: dict[str, type[HandDesigned]] = {
     "sgd": SGD,
@@ -35,6 +36,7 @@ LEARNED: dict[str, type[LearnedConfig]] = {
     "hypergradient": HypergradientConfig,
     "groups": GroupsConfig,
     **dict.fromkeys(("maml", "fomaml", "reptile", "leap", "finetune", "warp", "warp_leap"), AdaptationConfig),
+    "warp_rnn": WarpRNNConfig,
 }
 
 __all__ = [
@@ -56,4 +58,6 @@ __all__ = [
     "RNNpropConfig",
     "State",
     "Transformed",
+    "WarpRNN",
+    "WarpRNNConfig",
 ]

@@ -80,7 +80,8 @@ class Adaptation(LearnedOptimizer):
                 raise ConfigError(
                     f"optimizer.fresh has {pattern}, which fits none of the parameters {', '.join(layout.shapes)}."
                 )
-        if config.warp is not None and not layout.sites:
+        sites = {name: site for name, site in layout.sites.items() if not site.hidden} if config.warp else {}
+        if config.warp is not None and not sites:
             raise ConfigError(
                 "optimizer.warp needs an optimizee whose network takes warp layers, as optimizee=omniglot does; this "
                 "one takes none: use optimizer.warp=null."
@@ -93,7 +94,6 @@ class Adaptation(LearnedOptimizer):
             if config.own and layout.tasks is not None
             else {}
         )
-        sites = layout.sites if config.warp is not None else {}
         self.warp = nn.ModuleDict({name: config.warp.build(site) for name, site in sites.items() if config.warp})
         self.transforms: Transformed | None = None
         if config.transform != "none":

@@ -42,9 +42,11 @@ class LearnedConfig(ABC):
 
     Attributes:
         coordinatewise: as in the rule itself.
+        direct: whether losses run through what is learned, as through warp layers, rather than depend on it by updates.
     """
 
     coordinatewise: bool = False
+    direct: bool = False
 
     @abstractmethod
     def build(self, layout: Layout, generator: torch.Generator) -> LearnedOptimizer:

@@ -1,0 +1,55 @@
+"""The direct meta-gradient: what warp layers learn by online (Flennerhag et al. 2020, arXiv 1909.00025, algorithm 3).
+
+Where a problem's loss runs through the optimizer's own parameters φ, its gradient ∂f(θ_t; φ)/∂φ at the parameters that
+were reached says how φ should change, without a derivative through θ_t. It comes with the gradient that θ adapts by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from l2l_runner.meta.base import Estimate, MetaGradient
+from l2l_runner.optimizees.base import Problem
+from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.unroll import Point, start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direct(MetaGradient):
+    """Σ_t ∂f(θ_t; φ)/∂φ over the steps of a window, mean over problems.
+
+    Attributes:
+        length: steps of a window.
+        steps: steps of a trajectory.
+    """
+
+    length: int
+    steps: int
+
+    @property
+    def description(self) -> str:
+        return f"direct gradients, gathered over {self.length} steps"
+
+    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+        return (estimate for estimate, _ in self.windows(optimizer, problem, start(problem, optimizer)))
+
+    def windows(self, optimizer: LearnedOptimizer, problem: Problem, point: Point) -> Iterator[tuple[Estimate, Point]]:
+        """The estimates of the windows from a point on, and where each of them ends."""
+        learned = list(optimizer.parameters())
+        while point.step < self.steps:
+            sums = [torch.zeros_like(parameter) for parameter in learned]
+            losses = []
+            for _ in range(min(self.length, self.steps - point.step)):
+                with torch.no_grad():
+                    update, state = optimizer.update(point.grads, point.state, point.params)
+                params = (point.params + update).requires_grad_()
+                loss = problem.loss(problem.layout.views(params), point.step + 1)
+                grads, *direct = torch.autograd.grad(loss.sum(), [params, *learned])  # both in one backward pass
+                sums = [total + grad / len(loss) for total, grad in zip(sums, direct, strict=True)]
+                point = Point(point.step + 1, params.detach(), state, loss.detach(), grads)
+                losses.append(point.loss)
+            stacked = torch.stack(losses)
+            yield Estimate(stacked.mean(1).sum(), tuple(sums), stacked), point

@@ -1,0 +1,283 @@
+"""A maze with a hidden reward, learned by a recurrent network with A2C.
+
+The task is that of Miconi et al. 2019 ("Backpropamine", arXiv 2002.10585), which Flennerhag et al. 2020 ("WarpGrad",
+arXiv 1909.00025) took over: the maze is always the same, the place of the reward is drawn anew for each episode, and an
+agent that has found it must find it again from wherever it wakes up, so that it pays to remember.
+
+What is to be minimised is minus the return. It is a sum over sampled actions, which no derivative passes through: the
+gradient of `loss` is that of the advantage actor-critic (A2C, Mnih et al. 2016) for the same episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l2l_runner import streams
+from l2l_runner.fields import at_least, between
+from l2l_runner.layout import Layout, Params, Site
+from l2l_runner.optimizees.base import Optimizee, Problem
+from l2l_runner.runtime import Runtime
+
+MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+"""Rows and columns of the actions: up, down, left, right."""
+
+VIEW = 9  # walls in the 3×3 cells around the agent
+OBSERVED = VIEW + 4 + len(MOVES)
+"""The view; reward found, wall hit, a constant; the last action, zeros before the first; the time."""
+
+CELL = "cell"
+"""The site of the network: its recurrent cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maze(Optimizee):
+    """Minus the return of a recurrent agent; its gradient is A2C's.
+
+    The network is h' = tanh(W x + U h + b), with a linear policy and a linear critic that read h'. Episodes start in
+    the middle of the maze. Beside the view of the cells around it, the agent reads whether its last move has found the
+    reward, whether it has hit a wall, 1, its last action, and the part of the episode that is over.
+
+    Attributes:
+        pillars: in each direction, on every second cell; the maze has 2 · pillars + 3 cells a side, walls included, and
+            no pillar in the middle.
+        duration: steps of an episode.
+        minibatch: episodes of a step.
+        units: of the recurrent network.
+        reward: for stepping onto the hidden place, after which the agent wakes up on a random other cell.
+        wall_penalty: for a move into a wall.
+        discount: γ, of a step.
+        entropy: weight of the policy's entropy.
+        critic: weight of the critic's squared error.
+        metric_episodes: fresh episodes that the metric `return` is the mean of.
+    """
+
+    pillars: int = at_least(1)
+    duration: int = at_least(1)
+    minibatch: int = at_least(1)
+    units: int = at_least(1)
+    reward: float
+    wall_penalty: float = at_least(0)
+    discount: float = between(0, 1)
+    entropy: float = at_least(0)
+    critic: float = at_least(0)
+    metric_episodes: int = at_least(1)
+
+    @property
+    def gain(self) -> str:
+        return "return"
+
+    def layout(self) -> Layout:
+        shapes: dict[str, tuple[int, ...]] = {
+            "input": (OBSERVED, self.units),
+            "hidden": (self.units, self.units),
+            "bias": (self.units,),
+            "policy.weight": (self.units, len(MOVES)),
+            "policy.bias": (len(MOVES),),
+            "critic.weight": (self.units, 1),
+            "critic.bias": (1,),
+        }
+        return Layout(shapes, {CELL: Site(OBSERVED, dims=0, hidden=self.units)})
+
+    def sample(self, seeds: Tensor, runtime: Runtime) -> Problem:
+        return MazeProblem(self, seeds.to(runtime.device), runtime.dtype)
+
+
+class Plan(NamedTuple):
+    """A maze as tables over its n free cells, which are numbered row by row.
+
+    Attributes:
+        free: bool [side, side].
+        moves: int64 [n, actions], the cell that an action leads to; a wall leaves the agent where it is.
+        views: [n, VIEW], the walls around: 1 or 0.
+        start: the cell in the middle.
+    """
+
+    free: Tensor
+    moves: Tensor
+    views: Tensor
+    start: int
+
+
+def plan(pillars: int, device: torch.device, dtype: torch.dtype) -> Plan:
+    """The maze with so many pillars in each direction."""
+    side = 2 * pillars + 3
+    free = torch.zeros(side, side, dtype=torch.bool)
+    free[1:-1, 1:-1] = True
+    free[2:-2:2, 2:-2:2] = False
+    free[side // 2, side // 2] = True
+    rows, columns = free.nonzero(as_tuple=True)
+    number = torch.full((side, side), -1)
+    number[rows, columns] = torch.arange(len(rows))
+    reached = torch.stack([number[rows + down, columns + right] for down, right in MOVES], dim=1)
+    moves = torch.where(reached < 0, number[rows, columns].unsqueeze(1), reached)
+    around = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    views = torch.stack([~free[rows + down, columns + right] for down, right in around], dim=1)
+    return Plan(free.to(device), moves.to(device), views.to(device, dtype), int(number[side // 2, side // 2]))
+
+
+class Step(NamedTuple):
+    """A step of a batch of episodes, each tensor [problems, episodes].
+
+    Attributes:
+        cell: where the agent is.
+        hidden: [problems, episodes, units], what the network has made of it.
+        action: what it does.
+        target: where that leads, before a reward takes it elsewhere.
+        reward: what that brings.
+    """
+
+    cell: Tensor
+    hidden: Tensor
+    action: Tensor
+    target: Tensor
+    reward: Tensor
+
+
+class MazeProblem(Problem):
+    """Agents in mazes; a problem's episodes follow from its seed, the step, and its agent's parameters.
+
+    Args:
+        optimizee: the settings.
+        seeds: int64 [problems].
+        dtype: the precision.
+        warp: the layer of the recurrent cell, if it has one; see `warped`.
+    """
+
+    def __init__(self, optimizee: Maze, seeds: Tensor, dtype: torch.dtype, warp: nn.Module | None = None):
+        self.optimizee, self.seeds, self.dtype, self.warp = optimizee, seeds, dtype, warp
+        self.layout = optimizee.layout()
+        self.plan = plan(optimizee.pillars, seeds.device, dtype)
+
+    def init(self) -> Params:
+        """Uniform in ±1/√units, as PyTorch's recurrent cells."""
+        scale = self.optimizee.units**-0.5
+        flat = (2 * streams.uniform(self.seeds, self.layout.size, "start") - 1) * scale
+        return self.layout.views(flat.to(self.dtype))
+
+    def warped(self, layers: Mapping[str, nn.Module]) -> Problem:
+        """The same mazes, with agents whose recurrent cell is gated: h' = tanh(c ⊙ W(a ⊙ x) + d ⊙ U(b ⊙ h) + e ⊙ b).
+
+        The layer is called with x [rows, OBSERVED], h [rows, units] and its own state, None at first; it returns the
+        factors (a, b, c, d, e) as one tensor [rows, OBSERVED + 4 · units], and its next state.
+        """
+        return MazeProblem(self.optimizee, self.seeds, self.dtype, layers[CELL])
+
+    def take(self, rows: Tensor) -> Problem:
+        return MazeProblem(self.optimizee, self.seeds[rows], self.dtype, self.warp)
+
+    def loss(self, params: Params, step: int) -> Tensor:
+        """Minus the mean return [problems] of this step's episodes, with the gradient of their A2C loss."""
+        steps = list(self.play(params, "episodes", step, self.optimizee.minibatch))
+        rewards, actions = (torch.stack(part, dim=1) for part in ([s.reward for s in steps], [s.action for s in steps]))
+        surrogate = self.a2c(params, torch.stack([s.hidden for s in steps], dim=1), actions, rewards)
+        return surrogate - surrogate.detach() - rewards.sum(1).mean(1)
+
+    def a2c(self, params: Params, hidden: Tensor, actions: Tensor, rewards: Tensor) -> Tensor:
+        """The mean over steps and episodes of −A log π(a) + critic · (R − V)² − entropy · H(π), [problems].
+
+        R are the discounted sums of the rewards to come within the episode, and A = R − V is held constant.
+
+        Args:
+            params: named tensors [problems, *shape].
+            hidden: [problems, duration, episodes, units].
+            actions: [problems, duration, episodes].
+            rewards: likewise.
+        """
+        settings = self.optimizee
+        after = torch.arange(settings.duration, device=rewards.device)
+        distance = after - after.unsqueeze(1)
+        discounts = (settings.discount ** distance.clamp(min=0)).to(self.dtype).triu()
+        returns = discounts @ rewards
+        flat = hidden.flatten(1, 2)
+        log_policy = F.log_softmax(_linear(params, "policy", flat), dim=-1)
+        error = returns.flatten(1) - _linear(params, "critic", flat).squeeze(-1)
+        taken = log_policy.gather(-1, actions.flatten(1).unsqueeze(-1)).squeeze(-1)
+        entropy = -(log_policy.exp() * log_policy).sum(-1)
+        loss = -error.detach() * taken + settings.critic * error.square() - settings.entropy * entropy
+        return loss.mean(1)
+
+    def play(self, params: Params, purpose: str, step: int, episodes: int) -> Iterator[Step]:
+        """Batches of episodes, step by step; a graph leads through the hidden states, if one is wanted.
+
+        Args:
+            params: named tensors [problems, *shape].
+            purpose: of the episodes; with the problems' seeds and the step, it fixes all that is random.
+            step: the optimizer's.
+            episodes: of each problem.
+        """
+        settings, plan, problems = self.optimizee, self.plan, len(self.seeds)
+        n, actions = plan.moves.shape
+
+        def draw(what: str, count: int) -> Tensor:
+            numbers = streams.uniform(self.seeds, count * episodes, f"{purpose}/{what}", step)
+            return numbers.view(problems, count, episodes)
+
+        others = n - 1  # cells that are not a certain one: those from it on are one further
+        place = (draw("place", 1).squeeze(1) * others).long()
+        place = place + (place >= plan.start)
+        wake = (draw("wake", settings.duration) * others).long()
+        wake = wake + (wake >= place.unsqueeze(1))
+        noise = draw("action", actions * settings.duration).view(problems, settings.duration, actions, episodes)
+        gumbel = -(-noise.log()).log().to(self.dtype).transpose(2, 3)  # the largest of logits + gumbel: a sample
+        sensed = _sensations(actions, self.dtype).to(place.device)
+        cell = torch.full_like(place, plan.start)
+        last = torch.full_like(place, len(sensed) - 1)
+        hidden = torch.zeros(problems, episodes, settings.units, dtype=self.dtype, device=place.device)
+        network = _Network(params, self.warp)
+        for t in range(settings.duration):
+            clock = torch.full((problems, episodes, 1), t / settings.duration, dtype=self.dtype, device=place.device)
+            observed = torch.cat((plan.views[cell], sensed[last], clock), dim=-1)
+            hidden = network(observed, hidden)
+            with torch.no_grad():
+                action = (_linear(params, "policy", hidden) + gumbel[:, t]).argmax(-1)
+                target = plan.moves.take(cell * actions + action)
+                found, hit = target == place, target == cell
+                reward = settings.reward * found.to(self.dtype) - settings.wall_penalty * hit
+                last = (action * 2 + found) * 2 + hit
+            yield Step(cell, hidden, action, target, reward)
+            cell = torch.where(found, wake[:, t], target)
+
+    def metrics(self, params: Params) -> dict[str, Tensor]:
+        """`return`: the mean sum of the rewards of an episode, of fresh episodes that are always the same."""
+        steps = self.play(params, "metric", 0, self.optimizee.metric_episodes)
+        return {"return": sum((s.reward.mean(1) for s in steps), torch.zeros((), dtype=self.dtype))}
+
+
+class _Network:
+    """The recurrent cell of each problem, with what it takes from one step to the next."""
+
+    def __init__(self, params: Params, warp: nn.Module | None):
+        self.params, self.warp, self.state = params, warp, None
+        self.bias = params["bias"].unsqueeze(1)
+        self.weight = torch.cat((params["input"], params["hidden"]), dim=1)
+
+    def __call__(self, x: Tensor, hidden: Tensor) -> Tensor:
+        if self.warp is None:
+            return torch.tanh(torch.baddbmm(self.bias, torch.cat((x, hidden), dim=-1), self.weight))
+        factors, self.state = self.warp(x.flatten(0, 1), hidden.flatten(0, 1), self.state)
+        sizes = [x.shape[-1], *4 * [hidden.shape[-1]]]
+        a, b, c, d, e = factors.view(*x.shape[:2], -1).split(sizes, dim=-1)
+        products = c * torch.bmm(a * x, self.params["input"]) + d * torch.bmm(b * hidden, self.params["hidden"])
+        return torch.tanh(products + e * self.bias)
+
+
+def _linear(params: Params, name: str, x: Tensor) -> Tensor:
+    """Rows [problems, rows, units] through a linear layer of each problem."""
+    return torch.baddbmm(params[f"{name}.bias"].unsqueeze(1), x, params[f"{name}.weight"])
+
+
+def _sensations(actions: int, dtype: torch.dtype) -> Tensor:
+    """What is felt of each (action, found, hit), and in the last row before any: [found, hit, 1, one-hot action]."""
+    rows = [
+        [float(found), float(hit), 1.0, *(float(other == action) for other in range(actions))]
+        for action in range(actions)
+        for found in (0, 1)
+        for hit in (0, 1)
+    ]
+    return torch.tensor([*rows, [0.0, 0.0, 1.0, *actions * [0.0]]], dtype=dtype)

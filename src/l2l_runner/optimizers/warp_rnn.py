@@ -1,0 +1,131 @@
+"""The Warp-RNN of WarpGrad (Flennerhag et al. 2020, arXiv 1909.00025).
+
+A recurrent cell adapts to a task by Adam; an LSTM that the adaptation leaves alone gates it. What is meta-learned is
+that LSTM, by the gradients of the very losses that the cell adapts by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from l2l_runner.errors import ConfigError
+from l2l_runner.fields import above, at_least
+from l2l_runner.kernels import Kernel, TorchKernel
+from l2l_runner.layout import Layout, Site
+from l2l_runner.optimizees.base import Problem
+from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, State
+from l2l_runner.optimizers.hand_designed import Adam
+
+Memory = tuple[Tensor, Tensor]
+"""An LSTM's hidden and cell state, each [rows, hidden]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpRNNConfig(LearnedConfig):
+    """Adam on the parameters of networks whose recurrent cells are gated by learned LSTMs.
+
+    Attributes:
+        lr: Adam's learning rate.
+        clip: largest norm of a problem's gradient; null for none.
+        hidden: units of each LSTM.
+    """
+
+    direct = True
+
+    lr: float = above(0)
+    clip: float | None = above(0)
+    hidden: int = at_least(1)
+
+    def build(self, layout: Layout, generator: torch.Generator) -> WarpRNN:
+        cells = {name: site for name, site in layout.sites.items() if site.hidden}
+        if not cells:
+            raise ConfigError(
+                "optimizer=warp_rnn gates recurrent cells, and the optimizee has none: use optimizee=maze, or another "
+                "optimizer."
+            )
+        with torch.random.fork_rng(devices=[]):  # modules draw their start from the global generator
+            torch.manual_seed(generator.initial_seed())
+            return WarpRNN(self, cells)
+
+
+class Gates(nn.Module):
+    """What gates a cell h' = tanh(c ⊙ W(a ⊙ x) + d ⊙ U(b ⊙ h) + e ⊙ bias): (a, b, c, d, e) = 1 + P tanh(Q m).
+
+    m is the hidden state of an LSTM that reads (x, h). P starts at zero: the cell starts as if it weren't gated. For a
+    cell 17 → 100 and an LSTM of 100 units, W, U and bias have 11,800 parameters and the gates 139,300: 87,600 in the
+    LSTM, 10,000 in Q [100, 100] and 41,700 in P [417, 100].
+    """
+
+    def __init__(self, site: Site, hidden: int):
+        super().__init__()
+        self.lstm = nn.LSTMCell(site.channels + site.hidden, hidden)
+        self.squash = nn.Linear(hidden, hidden, bias=False)
+        self.project = nn.Linear(hidden, site.channels + 4 * site.hidden, bias=False)
+        nn.init.zeros_(self.project.weight)
+
+    @property
+    def open(self) -> bool:
+        """Whether they are all one, whatever comes in."""
+        return not self.project.weight.any()
+
+    def forward(self, x: Tensor, hidden: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """The factors [rows, channels + 4 · hidden] of x, h, both products and the bias, and the next memory.
+
+        Args:
+            x: [rows, channels].
+            hidden: [rows, hidden], the gated cell's.
+            memory: the LSTM's; None before the first step.
+        """
+        memory = self.lstm(torch.cat((x, hidden), dim=-1), memory)
+        return 1 + self.project(torch.tanh(self.squash(memory[0]))), memory
+
+
+class WarpRNN(LearnedOptimizer):
+    """Adam, and the gates of the cells that it trains.
+
+    Attributes:
+        gates: by the cells' names.
+    """
+
+    coordinatewise = False
+    kernel: Kernel = TorchKernel()
+
+    def __init__(self, config: WarpRNNConfig, cells: dict[str, Site]):
+        super().__init__()
+        self.cells, self.clip = cells, config.clip
+        self.rule = Adam(lr=config.lr, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8)
+        self.gates = nn.ModuleDict({name: Gates(site, config.hidden) for name, site in cells.items()})
+
+    def prepare(self, problem: Problem) -> Problem:
+        """The problems with gated cells; as they are where the gates are open and stay so: that costs less."""
+        gates: Sequence[Gates] = list(self.gates.values())  # type: ignore[arg-type]
+        idle = not any(p.requires_grad for p in self.parameters()) and all(gate.open for gate in gates)
+        return problem if idle else problem.warped(dict(self.gates.items()))
+
+    def check(self, layout: Layout) -> None:
+        if any(layout.sites.get(name) != site for name, site in self.cells.items()):
+            expected = ", ".join(f"{name} {site.channels} → {site.hidden}" for name, site in self.cells.items())
+            raise ConfigError(
+                f"This optimizer gates the recurrent cells {expected}, and the optimizee has others: evaluate it on "
+                "the optimizee that it was trained on."
+            )
+
+    def use_kernel(self, name: str) -> None:
+        if name not in ("auto", "torch"):
+            raise ConfigError(f"kernel={name} computes the LSTM optimizer, not gates: use kernel=auto.")
+
+    def init(self, params: Tensor) -> State:
+        return self.rule.init(params)
+
+    def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
+        if self.clip is not None:
+            grads = grads * (self.clip / (grads.norm(dim=1, keepdim=True) + 1e-12)).clamp(max=1)
+        return self.rule.update(grads, state, params)
+
+    def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        """Zeros: what is learned reaches the losses through the problem, not through the updates."""
+        return tuple(torch.zeros_like(parameter) for parameter in self.parameters())
