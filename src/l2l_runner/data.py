@@ -7,6 +7,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -127,8 +128,8 @@ def load_omniglot(root: Path, download: bool) -> dict[str, Tensor]:
     """The characters of Omniglot's alphabets, by name, each [characters, 20, 28, 28] (uint8): ink 255 on 0.
 
     Both parts of the data set together, in the order of the alphabets', characters' and files' names. The drawings of
-    105×105 pixels are brought to 28×28 bilinearly with antialiasing. So they are kept as one file beside the data set,
-    where that can be written, because reading 32,460 files takes long.
+    105×105 pixels are brought to 28×28 bilinearly with antialiasing, and so kept as one file beside the data set where
+    that can be written: reading 32,460 files takes long.
 
     Raises:
         DataError: the drawings are not in `root` and could not be downloaded, or are damaged.
@@ -154,7 +155,8 @@ def load_omniglot(root: Path, download: bool) -> dict[str, Tensor]:
         torch.save(drawings, written)
         os.replace(written, kept)
     except (OSError, RuntimeError):  # a folder that is only to be read: the next process reads the files once more
-        written.unlink(missing_ok=True)
+        with suppress(OSError):
+            written.unlink()
     return drawings
 
 
@@ -171,8 +173,7 @@ def _omniglot(folder: Path, download: bool) -> dict[str, Tensor]:
     for alphabet, characters in alphabets.items():
         for character, drawings in characters.items():
             if len(drawings) != OMNIGLOT_DRAWINGS:
-                words = f"{alphabet}/{character} has {len(drawings)} drawings instead of {OMNIGLOT_DRAWINGS}"
-                raise RuntimeError(words)
+                raise RuntimeError(f"{alphabet}/{character} has {len(drawings)} drawings, not {OMNIGLOT_DRAWINGS}")
     return {alphabet: _small(list(characters.values())) for alphabet, characters in sorted(alphabets.items())}
 
 
@@ -194,6 +195,5 @@ def _pngs(folder: Path, part: str, download: bool) -> Iterator[tuple[str, str, b
             yield path.parts[-3], path.parts[-2], path.read_bytes()
     else:
         with zipfile.ZipFile(packed) as archive:
-            for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
-                *_, alphabet, character, _ = PurePosixPath(name).parts
-                yield alphabet, character, archive.read(name)
+            for name in sorted(PurePosixPath(name) for name in archive.namelist() if name.endswith(".png")):
+                yield name.parts[-3], name.parts[-2], archive.read(str(name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -114,7 +115,7 @@ class Omniglot(Optimizee):
             DataError: the data set cannot be had, or is another one.
         """
         tasks = load_tasks(self.split_seed, runtime.data_root, runtime.download, runtime.device)
-        return _OmniglotProblems(self, seeds.to(runtime.device), runtime.dtype, tasks, {})
+        return _OmniglotProblems(self, seeds.to(runtime.device), runtime.dtype, tasks)
 
 
 @dataclass(frozen=True)
@@ -182,24 +183,24 @@ class _OmniglotProblems(Problem):
     other problem.
     """
 
-    def __init__(
-        self,
-        optimizee: Omniglot,
-        seeds: Tensor,
-        dtype: torch.dtype,
-        drawings: Tasks,
-        warps: Mapping[str, nn.Module],
-    ):
+    tasks: Tensor
+
+    def __init__(self, optimizee: Omniglot, seeds: Tensor, dtype: torch.dtype, drawings: Tasks):
         self.optimizee, self.layout, self.network = optimizee, optimizee.layout(), optimizee.network()
-        self.seeds, self.dtype, self.drawings, self.warps = seeds, dtype, drawings, warps
-        self.tasks: Tensor = (seeds & TASK_BITS) % ALPHABETS
+        self.seeds, self.tasks = seeds, (seeds & TASK_BITS) % ALPHABETS
+        self.dtype, self.drawings = dtype, drawings
+        self.warps: Mapping[str, nn.Module] = {}
         self.vectorised = seeds.device.type != "cpu"
 
     def warped(self, layers: Mapping[str, nn.Module]) -> Problem:
-        return _OmniglotProblems(self.optimizee, self.seeds, self.dtype, self.drawings, layers)
+        other = copy(self)
+        other.warps = layers
+        return other
 
     def take(self, rows: Tensor) -> Problem:
-        return _OmniglotProblems(self.optimizee, self.seeds[rows], self.dtype, self.drawings, self.warps)
+        other = copy(self)
+        other.seeds, other.tasks = self.seeds[rows], self.tasks[rows]
+        return other
 
     def init(self) -> Params:
         """PyTorch's own distributions: uniform within 1/√fan-in; batch norm's scales are 1, its offsets 0."""
