@@ -257,7 +257,7 @@ def test_a_run_keeps_the_pictures_of_its_first_problems(at_once):
     torch.testing.assert_close(alone.pictures[0], curves.pictures[3], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZEES if name not in ("art", *NEEDS)])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZEES if name not in ("art", "maze", *NEEDS)])
 def test_other_problems_are_no_pictures(name):
     problem = problems(name, 2)
     assert problem.pictures(problem.init()) is None

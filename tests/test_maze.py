@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from l2l_runner import streams
+from l2l_runner import checkpoint, plotting, streams
 from l2l_runner.errors import ConfigError
+from l2l_runner.evaluation import Comparison, Curves, summary_table
 from l2l_runner.layout import Layout, Site
 from l2l_runner.meta import TBPTT, Direct
-from l2l_runner.optimizees.maze import MOVES, plan
+from l2l_runner.optimizees.maze import MOVES, PIXELS, REWARD, plan
 from l2l_runner.optimizers import Adam
-from l2l_runner.schema import parse_optimizer
+from l2l_runner.runtime import Runtime
+from l2l_runner.schema import parse_optimizee, parse_optimizer
+from l2l_runner.train import with_own_experiment
 from l2l_runner.unroll import start, unroll
-from problems import WARP_RNN, optimizee, problems, scattered
+from problems import OPTIMIZEE_FILES, WARP_RNN, given, optimizee, problems, scattered
+from running import (
+    Death,
+    assert_one_sentence,
+    best,
+    die_when_replacing,
+    last,
+    read_json,
+    records,
+    same_bits,
+    snapshot,
+    train,
+)
 
 CPU = torch.device("cpu")
 HIDDEN = 3  # of the LSTM in these tests
@@ -354,3 +371,149 @@ def test_it_fits_only_cells_of_its_size():
         optimizer.use_kernel("cpp")
     with pytest.raises(ConfigError, match="optimizee=maze"):
         warp_rnn(optimizee("quadratic").layout())
+
+
+# Runs
+
+
+ONLINE = ["optimizee=maze", *given("maze"), "optimizer.hidden=3", "optimizer.lr=0.01", "unroll.length=3"]
+ONLINE += ["unroll.steps=12", "meta.runs=2", "meta.read_every=6", "device=cpu", "device.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def online_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("maze") / "run"
+    ended = train(folder, *ONLINE)
+    assert ended.code == 0, ended.err
+    assert "training return" in ended.out
+    return folder
+
+
+def test_the_maze_alone_is_the_warp_rnn_learning_online(online_run: Path) -> None:
+    config = last(online_run)["config"]
+    assert [config[group]["name"] for group in ("optimizee", "optimizer", "meta")] == ["maze", "warp_rnn", "online"]
+    assert [(r["run"], r["arm"], r["step"]) for r in records(online_run, "reading")] == [
+        (run, arm, step) for run in (0, 1) for arm in ("learning", "fixed") for step in (0, 6, 12)
+    ]
+    summary = read_json(online_run / "online.json")
+    assert summary["gain"] == "return"
+    for arm in summary["arms"].values():
+        assert all(loss["mean"] <= 0 for loss in arm["loss"])
+        assert all(metric["mean"] >= 0 for metric in arm["metrics"]["return"])
+    assert best(online_run)["optimizer"]["gates.cell.project.weight"].any()
+    for picture in ("online.png", "pictures.png"):
+        assert (online_run / picture).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("arm", ["fixed", "learning"])
+def test_an_arm_is_a_plain_loop(online_run: Path, arm: str) -> None:
+    """The first run once more with torch.optim.Adam: the plain RNN, and the one whose gates learn every three steps."""
+    settings = {item.split("=")[0].split(".")[1]: int(item.split("=")[1]) for item in given("maze")}
+    node = {**OPTIMIZEE_FILES["maze"], **settings}
+    problem = parse_optimizee(node).sample(streams.seeds(0, "train", 0, 1), Runtime())
+    warp = checkpoint.build_optimizer({"optimizee": node, "optimizer": {**WARP_RNN, "hidden": 3}}, 0)
+    gates = list(warp.parameters()) if arm == "learning" else []
+    problem = problem.warped(dict(warp.gates.items())) if gates else problem
+    params = {name: value.clone().requires_grad_() for name, value in problem.init().items()}
+    adam, meta_adam = torch.optim.Adam(params.values(), lr=0.01), torch.optim.Adam(warp.parameters(), lr=1e-3)
+    losses = []
+    for step in range(13):
+        for param in params.values():
+            param.grad = None
+        loss = problem.loss(params, step)
+        loss.sum().backward()
+        losses.append(loss.item())
+        if step == 0:
+            meta_adam.zero_grad()  # windows begin after the start
+        elif gates and step % 3 == 0:
+            meta_adam.step()
+            meta_adam.zero_grad()
+        torch.nn.utils.clip_grad_norm_(params.values(), WARP_RNN["clip"])
+        adam.step()
+    found = [r["loss"] for r in records(online_run, "reading") if (r["run"], r["arm"]) == (0, arm)]
+    assert found == pytest.approx([losses[0], sum(losses[1:7]) / 6, sum(losses[7:]) / 6], rel=1e-5)
+
+
+def test_a_run_that_died_is_resumed_exactly(online_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        die_when_replacing(patched, "last.pt", 4)  # in the middle of the first run's fixed arm
+        with pytest.raises(Death):
+            train(folder, *ONLINE)
+    assert 0 < len(records(folder, "reading")) < len(records(online_run, "reading"))
+    resumed = train(None, f"resume={folder}")
+    assert resumed.code == 0, resumed.err
+    mine, theirs = snapshot(folder), snapshot(online_run)
+    for name in ("metrics.jsonl", "online.json", "online.png", "pictures.png"):
+        assert mine[name] == theirs[name], name
+    assert same_bits(best(folder)["optimizer"], best(online_run)["optimizer"])
+
+
+def test_the_warp_rnn_learns_online_and_in_recurrent_cells_alone(tmp_path: Path) -> None:
+    ended = train(tmp_path / "run", "optimizee=maze", "optimizer=warp_rnn", "meta=tbptt")
+    assert_one_sentence(ended, "optimizer=warp_rnn learns while it trains, not by meta=tbptt", "meta=online")
+    ended = train(tmp_path / "other", "optimizee=quadratic", "optimizer=warp_rnn")
+    assert_one_sentence(ended, "optimizer=warp_rnn gates recurrent cells", "optimizee=maze")
+
+
+@pytest.mark.parametrize(
+    ("given_", "expected"),
+    [
+        (["optimizee=maze"], ["experiment=maze", "optimizee=maze"]),
+        (["-m", "optimizee=maze", "seed=1,2"], ["-m", "experiment=maze", "optimizee=maze", "seed=1,2"]),
+        (["optimizee=maze", "optimizer=adam"], ["optimizee=maze", "optimizer=adam"]),
+        (["optimizee=maze", "meta=tbptt"], ["optimizee=maze", "meta=tbptt"]),
+        (["optimizee=maze", "experiment=paper_maze"], ["optimizee=maze", "experiment=paper_maze"]),
+        (["optimizee=quadratic"], ["optimizee=quadratic"]),
+        (["optimizee=maze,quadratic"], ["optimizee=maze,quadratic"]),
+        (["seed=1"], ["seed=1"]),
+    ],
+)
+def test_an_optimizee_alone_is_its_experiment(given_: list[str], expected: list[str]) -> None:
+    assert with_own_experiment(given_) == expected
+
+
+# What is shown
+
+
+def test_returns_are_shown_instead_of_losses():
+    losses = torch.tensor([[-1.0, -2.0, -3.0], [-2.0, -4.0, -9.0]], dtype=torch.float64).T
+    curves = Curves(losses, {"return": torch.tensor([3.0, 9.0], dtype=torch.float64)})
+    summary = Comparison("maze", {"adam": curves}, {"adam": 0.1}, gain="return").summary()
+    assert summary["optimizers"]["adam"]["final"]["mean"] == -6
+    _, heads, row = summary_table(summary).split("\n")
+    assert heads.split("  ")[-1] == "return"
+    assert "sum of returns" in heads
+    assert "final return" in heads
+    assert [part for part in row.split("  ") if part][2].startswith("4.5 ±")  # (1 + 2 + 2 + 4) / 2
+    assert " 6 ±" in row
+    assert "-" not in row
+    for gain, sign in (("return", -1), (None, 1)):
+        axes = plotting.new_axes(Figure(), 111, "step", "", "")
+        plotting.draw_curves(axes, summary["optimizers"], gain=gain)
+        assert axes.get_yscale() == "linear"
+        (line,) = axes.get_lines()
+        assert list(line.get_ydata()) == [sign * loss for loss in (-1.5, -3.0, -6.0)]
+
+
+def test_pictures_show_the_episode():
+    problem = problems("maze", 2, duration=60)
+    params = problem.init()
+    pictures = problem.pictures(params)
+    (sources,) = problem.sources().values()
+    assert pictures.shape == sources.shape == (2, 3, 7 * PIXELS, 7 * PIXELS)
+    assert ((pictures >= 0) & (pictures <= 1)).all()
+    assert torch.equal(pictures, problem.pictures(params))
+    centres = slice(PIXELS // 2, None, PIXELS)
+    seen = pictures[:, :, centres, centres]
+    steps = list(problem.play(params, "picture", 0, 1))
+    places = problem.places("picture", 0, 1)
+    for row in range(2):
+        assert (seen[row, :, ~problem.plan.free] == 0.25).all()
+        was = {int(step.cell[row, 0]) for step in steps} | {int(step.target[row, 0]) for step in steps}
+        for number, (i, j) in enumerate(problem.plan.cells):
+            touched = number in was or number == places[row, 0]
+            assert bool((seen[row, :, i, j] < 1).any()) == touched
+        i, j = problem.plan.cells[places[row, 0]]
+        torch.testing.assert_close(seen[row, :, i, j], torch.tensor(REWARD).double())
+        torch.testing.assert_close(sources[row, :, centres, centres][:, i, j], torch.tensor(REWARD).double())

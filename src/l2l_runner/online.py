@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from l2l_runner import checkpoint, plotting
-from l2l_runner.evaluation import align, mean_ci, with_ci
+from l2l_runner.evaluation import PICTURED, align, mean_ci, with_ci
 from l2l_runner.folder import RunFolder
 from l2l_runner.meta.base import Grads, global_norm
 from l2l_runner.optimizees import Problem
@@ -82,6 +82,7 @@ class OnlineTraining:
         self.estimator = config.meta.estimator(config.unroll, config.optimizer)  # type: ignore[arg-type]
         self.progress = Progress()
         self.readings: list[Reading] = []  # of all trajectories so far
+        self.pictures: dict[str, list[Tensor]] = {arm: [] for arm in ARMS}  # of the first runs, 0 … 255
         self.shown = -math.inf  # when the picture was last drawn
         self._begin()
         if folder.last.exists():
@@ -107,6 +108,7 @@ class OnlineTraining:
         if content["point"] is not None:
             self.point = Point(*content["point"]).to(self.runtime.device)
         self.pending = [losses.to(self.runtime.device) for losses in content["pending"]]
+        self.pictures = content.get("pictures", self.pictures)  # older runs have none
         self.folder.truncate(self.progress.metrics_bytes)
         self.readings = [Reading(**fields) for fields in self.folder.readings()]
         log.info("Resumed %s at %s.", self.folder.path, self._where())
@@ -114,7 +116,7 @@ class OnlineTraining:
     def _save(self, path: Path) -> None:
         state = checkpoint.run_state(self.composed, self.progress, self.optimizer, self.meta_optimizer)
         point = None if self.point is None else tuple(self.point)
-        checkpoint.save(path, {**state, "point": point, "pending": self.pending})
+        checkpoint.save(path, {**state, "point": point, "pending": self.pending, "pictures": self.pictures})
 
     def _where(self) -> str:
         progress = self.progress
@@ -146,6 +148,7 @@ class OnlineTraining:
         self._write(summary)
         log.info("%s", table(summary))
         log.info("%s\n%s", self.folder.path / "online.json", self.folder.path / "online.png")
+        self._draw_pictures()
         return self._outcome()
 
     def _trajectory(self, bar: tqdm[Any], stop: list[int]) -> None:
@@ -175,6 +178,11 @@ class OnlineTraining:
             if due and self._diverged():
                 log.warning("Run %d, %s, diverged by step %d.", self.progress.run + 1, self.progress.arm, point.step)
                 return
+        if self.progress.run < PICTURED:
+            with torch.no_grad():
+                picture = problem.pictures(problem.layout.views(self.point.params))
+            if picture is not None:
+                self.pictures[self.progress.arm].append((255 * picture[0]).round().byte().cpu())
 
     def _diverged(self) -> bool:
         """Whether this trajectory's last reading was not finite."""
@@ -283,6 +291,26 @@ class OnlineTraining:
     def _write(self, summary: Mapping[str, Any]) -> None:
         self.folder.write_json("online.json", summary)
         plotting.online(self.folder.path / "online.png", summary)
+
+    def _draw_pictures(self) -> None:
+        """pictures.png, where problems are pictures: a row a run, if none of those diverged."""
+        runs = min(PICTURED, self.meta.runs)
+        if any(len(pictures) < runs for pictures in self.pictures.values()):
+            return
+        optimizee = self.config.optimizee
+        seeds = optimizee.seeds(self.config.seed, "train", 0, runs, self.runtime.device)
+        ends = {(r.run, r.arm): r.loss for r in self.readings if r.step == self.steps}
+        names = {arm: plotting.arm_label(self.name, arm) for arm in ARMS}
+        plotting.pictures(
+            self.folder.path / "pictures.png",
+            optimizee.name,
+            {name: picture.cpu() for name, picture in optimizee.sample(seeds, self.runtime).sources().items()},
+            {names[arm]: torch.stack(pictures) / 255 for arm, pictures in self.pictures.items()},
+            {names[arm]: torch.tensor([ends[run, arm] for run in range(runs)]) for arm in ARMS},
+            optimizee.gain,
+            "runs",
+        )
+        log.info("%s", self.folder.path / "pictures.png")
 
     def _outcome(self) -> Outcome:
         readings = [reading for reading in self.readings if reading.arm == "learning"]

@@ -180,6 +180,7 @@ def pictures(
     reached: Mapping[str, Tensor],
     losses: Mapping[str, Tensor],
     gain: str | None = None,
+    problems: str = "held-out problems",
 ) -> None:
     """pictures.png: a row a problem; what it was made from, and what each optimizer made of it, with its final loss.
 
@@ -190,11 +191,12 @@ def pictures(
         reached: likewise, by the optimizer's name.
         losses: the final ones, by the optimizer's name, each [problems or more].
         gain: what losses are minus of, which is written instead.
+        problems: what the rows are.
     """
     columns = {**sources, **reached}
     rows = len(next(iter(columns.values())))
     figure = Figure(figsize=(1.6 * len(columns), 1.75 * rows + 0.4), layout="constrained")
-    figure.suptitle(f"{optimizee}, held-out problems: final {gain or 'losse'}s", fontsize=10, x=0.01, ha="left")
+    figure.suptitle(f"{optimizee}, {problems}: final {gain or 'losse'}s", fontsize=10, x=0.01, ha="left")
     grid = figure.subplots(rows, len(columns), squeeze=False)
     for column, (name, images) in zip(grid.T, columns.items(), strict=True):
         column[0].set_title(LABELS.get(name, name) if name in reached else name, fontsize=10)
@@ -299,6 +301,12 @@ def single_curve(path: Path, name: str, summary: Mapping[str, Any]) -> None:
     write_atomically(path, png(figure, 150))
 
 
+def arm_label(optimizer: str, arm: str) -> str:
+    """What the arm `learning` or `fixed` of an optimizer is called."""
+    name = LABELS.get(optimizer, optimizer)
+    return FIXED[optimizer] if arm == "fixed" and optimizer in FIXED else f"{name}, {arm}"
+
+
 def online(path: Path, summary: Mapping[str, Any]) -> None:
     """online.png: what an optimizer that learns does beside the same one fixed, and the rates that it has learned."""
     arms = {name: arm for name, arm in summary["arms"].items() if arm["steps"]}
@@ -327,9 +335,7 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
             steps = np.array(arm["steps"])[first:]
             means.append(mean[np.isfinite(mean)])
             colour, style = styles[name]
-            who = LABELS.get(summary["optimizer"], summary["optimizer"])
-            fixed = FIXED.get(summary["optimizer"], f"{who}, fixed")
-            label = f"{fixed if name == 'fixed' else f'{who}, learning'} (runs: {max(arm['runs'])})"
+            label = f"{arm_label(summary['optimizer'], name)} (runs: {max(arm['runs'])})"
             axes.plot(steps, mean, style, color=colour, linewidth=1.8, label=label)
             axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
         drawn = np.concatenate(means)

@@ -34,6 +34,10 @@ OBSERVED = VIEW + 4 + len(MOVES)
 CELL = "cell"
 """The site of the network: its recurrent cell."""
 
+PIXELS = 16  # of a cell of a picture
+START, REWARD, AWAKE, VISITED = (0.84, 0.1, 0.1), (0.0, 0.62, 0.45), (0.9, 0.6, 0.0), (0.94, 0.89, 0.6)
+EARLY, LATE = (0.6, 0.8, 0.95), (0.0, 0.15, 0.45)  # of a path
+
 
 @dataclass(frozen=True, kw_only=True)
 class Maze(Optimizee):
@@ -96,12 +100,14 @@ class Plan(NamedTuple):
         moves: int64 [n, actions], the cell that an action leads to; a wall leaves the agent where it is.
         views: [n, VIEW], the walls around: 1 or 0.
         start: the cell in the middle.
+        cells: row and column of each.
     """
 
     free: Tensor
     moves: Tensor
     views: Tensor
     start: int
+    cells: list[tuple[int, int]]
 
 
 def plan(pillars: int, device: torch.device, dtype: torch.dtype) -> Plan:
@@ -118,7 +124,8 @@ def plan(pillars: int, device: torch.device, dtype: torch.dtype) -> Plan:
     moves = torch.where(reached < 0, number[rows, columns].unsqueeze(1), reached)
     around = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     views = torch.stack([~free[rows + down, columns + right] for down, right in around], dim=1)
-    return Plan(free.to(device), moves.to(device), views.to(device, dtype), int(number[side // 2, side // 2]))
+    start, cells = int(number[side // 2, side // 2]), list(zip(rows.tolist(), columns.tolist(), strict=True))
+    return Plan(free.to(device), moves.to(device), views.to(device, dtype), start, cells)
 
 
 class Step(NamedTuple):
@@ -218,10 +225,8 @@ class MazeProblem(Problem):
             numbers = streams.uniform(self.seeds, count * episodes, f"{purpose}/{what}", step)
             return numbers.view(problems, count, episodes)
 
-        others = n - 1  # cells that are not a certain one: those from it on are one further
-        place = (draw("place", 1).squeeze(1) * others).long()
-        place = place + (place >= plan.start)
-        wake = (draw("wake", settings.duration) * others).long()
+        place = self.places(purpose, step, episodes)
+        wake = (draw("wake", settings.duration) * (n - 1)).long()  # any but that: those from it on are one further
         wake = wake + (wake >= place.unsqueeze(1))
         noise = draw("action", actions * settings.duration).view(problems, settings.duration, actions, episodes)
         gumbel = -(-noise.log()).log().to(self.dtype).transpose(2, 3)  # the largest of logits + gumbel: a sample
@@ -243,10 +248,61 @@ class MazeProblem(Problem):
             yield Step(cell, hidden, action, target, reward)
             cell = torch.where(found, wake[:, t], target)
 
+    def places(self, purpose: str, step: int, episodes: int) -> Tensor:
+        """The cells of the rewards, [problems, episodes]: any but the start."""
+        place = streams.integers(self.seeds, episodes, len(self.plan.moves) - 1, f"{purpose}/place", step)
+        return place + (place >= self.plan.start)
+
     def metrics(self, params: Params) -> dict[str, Tensor]:
         """`return`: the mean sum of the rewards of an episode, of fresh episodes that are always the same."""
         steps = self.play(params, "metric", 0, self.optimizee.metric_episodes)
         return {"return": sum((s.reward.mean(1) for s in steps), torch.zeros((), dtype=self.dtype))}
+
+    def pictures(self, params: Params) -> Tensor:
+        """An episode each: the agent's path, the darker the later, cells that it was in, and where it woke up."""
+        steps = list(self.play(params, "picture", 0, 1))
+        canvases = self._canvases()
+        for canvas, cells in zip(canvases, torch.stack([step.cell for step in steps]).unbind(1), strict=True):
+            visits = torch.bincount(cells.flatten(), minlength=len(self.plan.moves))
+            for cell, share in enumerate((visits / visits.max()).tolist()):
+                if share:
+                    _paint(canvas, self._corner(cell), PIXELS, VISITED, 0.2 + 0.8 * share)
+        marks = []
+        for t, step in enumerate(steps):
+            for row, canvas in enumerate(canvases):
+                ends = [self._corner(int(cells[row, 0])) for cells in (step.cell, step.target)]
+                (top, bottom), (left, right) = (sorted(pair) for pair in zip(*ends, strict=True))
+                middle = PIXELS // 2
+                line = canvas[:, top + middle - 1 : bottom + middle + 1, left + middle - 1 : right + middle + 1]
+                line[:] = _blend(EARLY, LATE, t / len(steps)).to(canvas)[:, None, None]
+                if t and steps[t - 1].reward[row, 0] > 0:
+                    marks.append((canvas, ends[0]))
+        for canvas, corner in marks:
+            _paint(canvas, corner, 6, AWAKE)
+        self._mark(canvases)
+        return canvases
+
+    def sources(self) -> dict[str, Tensor]:
+        """The mazes of the pictures: the start red, the reward green."""
+        canvases = self._canvases()
+        self._mark(canvases)
+        return {"start red\nreward green\nwoken up orange": canvases}
+
+    def _canvases(self) -> Tensor:
+        """The maze without anything in it, once a problem: [problems, 3, height, width]."""
+        free = self.plan.free.repeat_interleave(PIXELS, 0).repeat_interleave(PIXELS, 1)
+        return torch.where(free, 1.0, 0.25).to(self.dtype).expand(len(self.seeds), 3, -1, -1).clone()
+
+    def _mark(self, canvases: Tensor) -> None:
+        """Paint the start and the reward of the pictures' episode of each problem."""
+        for canvas, place in zip(canvases, self.places("picture", 0, 1).flatten().tolist(), strict=True):
+            _paint(canvas, self._corner(self.plan.start), 8, START)
+            _paint(canvas, self._corner(place), 12, REWARD)
+
+    def _corner(self, cell: int) -> tuple[int, int]:
+        """The upper left pixel of a cell."""
+        row, column = self.plan.cells[cell]
+        return row * PIXELS, column * PIXELS
 
 
 class _Network:
@@ -281,3 +337,15 @@ def _sensations(actions: int, dtype: torch.dtype) -> Tensor:
         for hit in (0, 1)
     ]
     return torch.tensor([*rows, [0.0, 0.0, 1.0, *actions * [0.0]]], dtype=dtype)
+
+
+def _blend(one: tuple[float, ...], other: tuple[float, ...], share: float) -> Tensor:
+    """A colour between two."""
+    return torch.lerp(torch.tensor(one), torch.tensor(other), share)
+
+
+def _paint(canvas: Tensor, corner: tuple[int, int], size: int, colour: tuple[float, ...], opacity: float = 1.0) -> None:
+    """Paint a square of so many pixels into the middle of a cell of a canvas [3, height, width]."""
+    top, left = (edge + (PIXELS - size) // 2 for edge in corner)
+    square = canvas[:, top : top + size, left : left + size]
+    square.lerp_(torch.tensor(colour).to(canvas)[:, None, None].expand_as(square), opacity)
