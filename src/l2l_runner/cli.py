@@ -56,6 +56,8 @@ def conf_folder() -> Path:
 def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]) -> None:
     """Compose `config_name` from the command line and run `job`, once or for each point of a sweep.
 
+    Of several processes that torchrun has started the first does so, and the others run `job` along with it.
+
     Args:
         config_name: a file of conf/, without .yaml.
         job: what to run.
@@ -64,17 +66,56 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
     Raises:
         SystemExit: with 1 after a user's error (3 where it was data that cannot be had), 130 after Ctrl-C.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    if not several():
+        return _launch(config_name, job, prepare)
+    from l2l_runner import distributed
+
+    with distributed.joined():
+        if not distributed.first():
+            return _follow(job)
+        try:
+            _launch(config_name, job, prepare)
+        finally:
+            distributed.dismiss()
+
+
+def several() -> bool:
+    """Whether this is one of several processes of torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _follow(job: Job) -> None:
+    """Do the job that the first process has, which reports on it."""
+    from l2l_runner import distributed
+    from l2l_runner.resuming import Stopped
+
+    logging.disable()
+    try:
+        told = distributed.hear()
+        if told is not None:
+            job(*told)
+    except Stopped as stopped:
+        raise SystemExit(stopped.exit_code) from stopped
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+
+
+def _launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]) -> None:
     OmegaConf.register_new_resolver(
         "unique", lambda: f"{time.time_ns() // 1000 % 1_000_000:06d}-{os.getpid()}", use_cache=True, replace=True
     )
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     logging.raiseExceptions = False  # a full disk is reported where it matters, not by the log file's handler
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     argv = sys.argv
     try:
         arguments = with_open_groups(with_quoted_paths(argv[1:]))
         check_choices(arguments)
+        if several():
+            check_torchrun(config_name, arguments)
         sys.argv = [argv[0], *prepare(arguments)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
         hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(
@@ -97,7 +138,10 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
 
 
 def _fail(sentence: str, exit_code: int = 1) -> None:
-    print(f"Error: {sentence}", file=sys.stderr)
+    if several():
+        from l2l_runner.distributed import speaks
+    if not several() or speaks():
+        print(f"Error: {sentence}", file=sys.stderr)
     raise SystemExit(exit_code)
 
 
@@ -105,6 +149,7 @@ def _run_job(config: DictConfig, job: Job) -> float:
     """Run one job in its folder; its score, for Hydra's sweepers. In a sweep a failure is recorded, not raised."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from l2l_runner.distributed import command, tell
     from l2l_runner.folder import RunFolder
     from l2l_runner.resuming import Stopped
 
@@ -117,8 +162,10 @@ def _run_job(config: DictConfig, job: Job) -> float:
             folder.claim()
         composed = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(composed, dict)
+        settings = {str(key): value for key, value in composed.items()}
+        tell((settings, folder.path))
         with logging_redirect_tqdm():
-            result = job({str(key): value for key, value in composed.items()}, folder.path)
+            result = job(settings, folder.path)
         folder.write_json("result.json", result)
         return float(result["score"])
     except Stopped as stopped:
@@ -127,7 +174,7 @@ def _run_job(config: DictConfig, job: Job) -> float:
     except KeyboardInterrupt:
         log.info("Interrupted; what was saved before is kept.")
         if folder.last.exists():
-            log.info("To go on:\n  python -m l2l_runner.train %s", folder.how_to_resume)
+            log.info("To go on:\n  %s %s", command(), folder.how_to_resume)
         raise SystemExit(130) from None
     except (UserError, OmegaConfBaseException) as error:
         sentence = str(error) if isinstance(error, UserError) else explain(error)
@@ -234,6 +281,24 @@ def check_choices(arguments: Sequence[str]) -> None:
             for option in value.split(","):
                 if option.strip() not in options:
                     raise ConfigError(unknown_choice(group, option, options))
+
+
+def check_torchrun(config_name: str, arguments: Sequence[str]) -> None:
+    """Refuse what several processes can't do together.
+
+    Raises:
+        ConfigError: this is it.
+    """
+    if config_name != "train":
+        raise ConfigError(f"torchrun is for l2l_runner.train: start l2l_runner.{config_name} by python -m.")
+    given = overrides_of(arguments)
+    if {"-m", "--multirun"} & set(arguments) or "hydra.mode" in given:
+        raise ConfigError("A sweep's jobs have one process each: start it by python -m, or each job by torchrun.")
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and "resume" not in given:
+        raise ConfigError(
+            "A process has died, and torchrun's --max-restarts would start a new run: go on with the old one by "
+            "resume=FOLDER, with which it may be restarted."
+        )
 
 
 def unknown_choice(group: str, option: str, options: list[str]) -> str:

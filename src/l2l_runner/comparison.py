@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-from l2l_runner import plotting
+from l2l_runner import distributed, plotting
 from l2l_runner.checkpoint import write_atomically
 from l2l_runner.evaluation import PICTURED, Comparison, Curves, run, summary_csv, summary_table, tune
 from l2l_runner.folder import RunFolder
@@ -31,7 +31,7 @@ def tuned_baselines(
     problems = evaluation.tune.problems or optimizee.validation_problems
     seeds = optimizee.seeds(seed, "validation", 0, problems)
     tuned: dict[str, HandDesigned] = {}
-    with tqdm(desc="tuning baselines", unit="run", leave=False, disable=None) as bar:
+    with tqdm(desc="tuning baselines", unit="run", leave=False, disable=distributed.bar_disabled()) as bar:
         for name, baseline in evaluation.baselines.items():
 
             def score_of(candidate: HandDesigned, name: str = name) -> float:
@@ -65,9 +65,10 @@ def compare(
     """All of them on the same problems of the held-out test stream."""
     seeds = optimizee.seeds(seed, "test", 0, problems)
     curves: dict[str, Curves] = {}
-    per_run = steps * math.ceil(problems / max(1, chunk // optimizee.layout().size))
+    own = len(seeds[distributed.share(problems)])
+    per_run = steps * math.ceil(own / max(1, chunk // optimizee.layout().size))
     total = per_run * (len(learned) + len(baselines))
-    with tqdm(total=total, desc="comparing", unit="step", leave=False, disable=None) as bar:
+    with tqdm(total=total, desc="comparing", unit="step", leave=False, disable=distributed.bar_disabled()) as bar:
         for name, optimizer in {**learned, **baselines}.items():
             bar.set_postfix_str(name)
 

@@ -28,6 +28,10 @@ class StorageError(UserError):
     """A folder that cannot be written, or already belongs to another run."""
 
 
+class ProcessLost(UserError):
+    """Another process of the same training is gone."""
+
+
 def reason(error: Exception) -> str:
     """The first line of another package's error, without its full stop: to be put into a sentence."""
     lines = str(error).strip().splitlines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from l2l_runner import distributed
 from l2l_runner.optimizees import Optimizee, Problem
 from l2l_runner.optimizers import HandDesigned, Optimizer
 from l2l_runner.runtime import Runtime
@@ -45,6 +46,21 @@ class Curves:
     tasks: Tensor | None = None
     read_at: tuple[int, ...] = ()
     readings: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Curves]) -> Curves:
+        """The curves of all problems, from those of some."""
+        if len(parts) == 1:
+            return parts[0]
+        pictures = [part.pictures for part in parts if part.pictures is not None]
+        return cls(
+            torch.cat([part.losses for part in parts], dim=1),
+            {name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics},
+            torch.cat(pictures)[:PICTURED] if pictures else None,
+            None if parts[0].tasks is None else torch.cat([part.tasks for part in parts if part.tasks is not None]),
+            parts[0].read_at,
+            {name: torch.cat([part.readings[name] for part in parts], dim=1) for name in parts[0].readings},
+        )
 
     @property
     def sums(self) -> Tensor:
@@ -95,8 +111,23 @@ def run(
 ) -> Curves:
     """Run an optimizer on the problems of `seeds`, all at once or as many as make up `chunk` coordinates.
 
-    Builds no graph; memory is that of one chunk, whatever the number of steps.
+    Builds no graph; memory is that of one chunk, whatever the number of steps. Several processes share the problems,
+    and each gets the curves of all.
     """
+    own = seeds[distributed.share(len(seeds))]
+    curves = _run(optimizer, optimizee, own, steps, runtime, chunk, on_step) if len(own) else None
+    return Curves.joined([part for part in distributed.collected(curves) if part is not None])
+
+
+def _run(
+    optimizer: Optimizer,
+    optimizee: Optimizee,
+    seeds: Tensor,
+    steps: int,
+    runtime: Runtime,
+    chunk: int,
+    on_step: Callable[[], object] | None,
+) -> Curves:
     losses: list[Tensor] = []
     readings: list[dict[str, Tensor]] = []
     pictures: list[Tensor] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from l2l_runner import checkpoint
+from l2l_runner import checkpoint, distributed
 from l2l_runner.errors import CheckpointError
 from l2l_runner.folder import RunFolder
 
@@ -31,7 +31,7 @@ class Stopped(Exception):
 def stopped(where: str, folder: RunFolder, signal: int) -> Stopped:
     """What to raise when a run has stopped somewhere, because of a signal, and saved its state."""
     return Stopped(
-        f"Stopped at {where}; everything is saved. To go on:\n  python -m l2l_runner.train {folder.how_to_resume}",
+        f"Stopped at {where}; everything is saved. To go on:\n  {distributed.command()} {folder.how_to_resume}",
         128 + signal,
     )
 

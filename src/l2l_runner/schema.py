@@ -467,6 +467,30 @@ class TrainConfig:
     init: str | None = path()
     resume: str | None
 
+    def check_processes(self, processes: int) -> None:
+        """Refuse what so many processes can't share.
+
+        Raises:
+            ConfigError: it is no meta-training on many problems, or its estimates are none that can be shared.
+        """
+        if processes == 1:
+            return
+        if not isinstance(self.meta, Meta) or isinstance(self.optimizer, HandDesigned):
+            raise ConfigError(
+                f"{processes} processes share the problems of a meta-training, and here there is none (meta="
+                f"{self.meta.name}, with this optimizer): start one process, without torchrun."
+            )
+        if not self.meta.estimator(self.unroll, self.optimizer).shareable:
+            raise ConfigError(
+                f"The estimates of meta={self.meta.name} need all problems of a meta-step together, which {processes} "
+                "processes can't share: start one process, without torchrun."
+            )
+        if self.meta_batch < processes:
+            raise ConfigError(
+                f"meta_batch={self.meta_batch} leaves some of the {processes} processes without a problem: use at most "
+                f"--nproc-per-node={self.meta_batch}, or a larger meta_batch."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:

@@ -36,6 +36,11 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def interrupted() -> bool:
+    """Whether Ctrl-C was pressed."""
+    return signal.SIGINT in _received
+
+
 def stop_point() -> None:
     """A point at which work that is lost anyway can be given up.
 

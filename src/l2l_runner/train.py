@@ -12,7 +12,7 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     """Train what a composed configuration describes, in the folder `path`; the result, with its score."""
     from dataclasses import asdict
 
-    from l2l_runner import schema, trainer
+    from l2l_runner import distributed, schema, trainer
     from l2l_runner.folder import RunFolder
     from l2l_runner.online import OnlineTraining
     from l2l_runner.optimizers import HandDesigned
@@ -20,9 +20,11 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     from l2l_runner.runtime import machine_settings, runtime_of
 
     config = schema.parse_train(composed)
+    config.check_processes(distributed.count())
     runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
+    distributed.use(runtime.device)
     folder = RunFolder(path)
-    with machine_settings(config.device.threads):
+    with machine_settings(config.device.threads), distributed.how_to_go_on(folder.how_to_resume):
         if isinstance(config.meta, schema.Reweight):
             reweighting = Reweighting(config, composed, folder, runtime)
             folder.accept()
@@ -33,7 +35,8 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
             return asdict(trainer.run_hand_designed(config, config.optimizer, name, folder, runtime))
         kind = OnlineTraining if isinstance(config.meta, schema.Online) else trainer.MetaTraining
         training = kind(config, composed, folder, runtime)
-        folder.accept()
+        if distributed.first():
+            folder.accept()
         return asdict(training.train())
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l2l_runner import checkpoint, plotting
+from l2l_runner import checkpoint, distributed, plotting
 from l2l_runner.comparison import compare, tuned_baselines, write_comparison
 from l2l_runner.evaluation import Comparison, Curves, mean_ci, run
 from l2l_runner.folder import RunFolder
-from l2l_runner.meta import MetaGradient
+from l2l_runner.meta import Estimate, MetaGradient
 from l2l_runner.meta.base import Grads, global_norm
 from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
 from l2l_runner.resuming import last_state, stopped
@@ -158,6 +158,14 @@ def _metrics(curves: Curves) -> dict[str, dict[str, float]]:
     return {name: mean_ci(curves.apart(values)) for name, values in curves.metrics.items()}
 
 
+def _of_all(estimate: Estimate, share: float) -> tuple[Tensor, Tensor, Grads]:
+    """Meta-loss, mean final loss and gradients for the problems of all processes, of which this one has had a share."""
+    said = [grad for grad in estimate.grads if grad is not None]
+    meta_loss, final, *grads = distributed.total([estimate.meta_loss, estimate.losses[-1].mean(), *said], share)
+    those = iter(grads)
+    return meta_loss, final, tuple(None if grad is None else next(those) for grad in estimate.grads)
+
+
 class MetaTraining:
     """One run of meta-training, in its folder."""
 
@@ -166,26 +174,25 @@ class MetaTraining:
         self.name = str(composed["optimizer"]["name"])
         self.optimizer = checkpoint.build_optimizer(composed, config.seed).to(runtime.device, runtime.dtype)
         self.optimizer.use_kernel(config.kernel)
-        if not folder.last.exists():
-            self.optimizer.begin(config.optimizee.sample(self._seeds(0, 1), runtime))
-            checkpoint.initialise(self.optimizer, config.init)
         assert isinstance(config.meta, Meta)
         self.meta = config.meta
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.meta.optimizer]
         self.meta_optimizer = kind(self.optimizer.parameters(), lr=config.meta.lr, fused=True)
         self.horizons = config.meta.horizons(config.unroll)
         self.progress = Progress()
-        if folder.last.exists():
-            self._restore()
+        before = distributed.from_first(lambda: last_state(folder, composed) if folder.last.exists() else None)
+        if before is None:
+            self.optimizer.begin(config.optimizee.sample(self._seeds(0, 1), runtime))
+            checkpoint.initialise(self.optimizer, config.init)
         else:
-            folder.truncate(0)
+            self._restore(before)
+        if distributed.first():
+            folder.truncate(self.progress.metrics_bytes)
 
-    def _restore(self) -> None:
-        content = last_state(self.folder, self.composed)
+    def _restore(self, content: Mapping[str, Any]) -> None:
         checkpoint.load_parameters(self.optimizer, content["optimizer"], self.folder.last)
         self.meta_optimizer.load_state_dict(content["meta_optimizer"])
         self.progress = Progress(**content["progress"])
-        self.folder.truncate(self.progress.metrics_bytes)
         log.info("Resumed %s at meta-step %d of %d.", self.folder.path, self.progress.step, self.meta.steps)
 
     @property
@@ -199,10 +206,13 @@ class MetaTraining:
         return self.meta.estimator(replace(self.config.unroll, steps=self.horizon), self.config.optimizer)
 
     def _save(self, path: Path) -> None:
-        checkpoint.save(path, checkpoint.run_state(self.composed, self.progress, self.optimizer, self.meta_optimizer))
+        if distributed.first():
+            state = checkpoint.run_state(self.composed, self.progress, self.optimizer, self.meta_optimizer)
+            checkpoint.save(path, state)
 
     def _record(self, **record: Any) -> None:
-        self.progress = replace(self.progress, metrics_bytes=self.folder.log(record))
+        if distributed.first():
+            self.progress = replace(self.progress, metrics_bytes=self.folder.log(record))
 
     def train(self) -> Outcome:
         """Train to the last meta-step; validate, save and draw on the way; compare at the end.
@@ -221,7 +231,7 @@ class MetaTraining:
                 ", then ".join(map(str, self.horizons)),
                 self.estimator.description,
                 ", ".join(dict.fromkeys(part.rule.kernel.name for part in self.optimizer.parts())),
-                self.runtime.device,
+                self.runtime.device if distributed.count() == 1 else f"{self.runtime.device} × {distributed.count()}",
                 config.seed,
                 self.folder.path,
             )
@@ -241,9 +251,10 @@ class MetaTraining:
                 if self.progress.step < meta.steps and not self._last_stage and self._stalled() >= meta.advance:
                     self._advance()
                     continue  # with a validation at the new horizon
-                if stop:
+                signal = distributed.largest(stop[0] if stop else 0)
+                if signal:
                     self._save(self.folder.last)
-                    raise stopped(f"meta-step {self.progress.step} of {meta.steps}", self.folder, stop[0])
+                    raise stopped(f"meta-step {self.progress.step} of {meta.steps}", self.folder, signal)
                 if self.progress.step >= meta.steps:
                     break
                 if self.progress.skipped_in_row >= meta.max_skipped:
@@ -262,7 +273,8 @@ class MetaTraining:
                     break
                 self._meta_step(bar)
             self._save(self.folder.last)
-        self._animate()
+        if distributed.first():
+            self._animate()
         if not self._last_stage:
             log.warning(
                 "Ended at a horizon of %d steps, before that of %d was reached: more meta.steps or a smaller "
@@ -277,7 +289,7 @@ class MetaTraining:
         return Outcome(status, curves.score(config.score), finals, sums, metrics)
 
     def _load_best(self) -> Mapping[str, Any]:
-        content = checkpoint.load(self.folder.best)
+        content = distributed.from_first(lambda: checkpoint.load(self.folder.best))
         checkpoint.load_parameters(self.optimizer, content["optimizer"], self.folder.best)
         return content
 
@@ -302,8 +314,8 @@ class MetaTraining:
 
     def _meta_step(self, bar: tqdm[Any]) -> None:
         config, meta, step = self.config, self.meta, self.progress.step
-        problem = config.optimizee.sample(self._seeds(step * config.meta_batch, config.meta_batch), self.runtime)
-        problem = self.optimizer.prepare(meta.training_problem(problem))
+        seeds = self._seeds(step * config.meta_batch, config.meta_batch)[distributed.share(config.meta_batch)]
+        problem = self.optimizer.prepare(meta.training_problem(config.optimizee.sample(seeds, self.runtime)))
         lr = learning_rate(meta, step)
         for group in self.meta_optimizer.param_groups:
             group["lr"] = lr
@@ -313,33 +325,33 @@ class MetaTraining:
         figures: list[Tensor] = []
         imitates, covered = False, 0
         for estimate in self.estimator.estimates(self.optimizer, problem):
-            norm = global_norm(estimate.grads)
-            usable = usable * (torch.isfinite(estimate.meta_loss) & torch.isfinite(norm))
-            meta_update(self.meta_optimizer, self.optimizer, estimate.grads, norm, usable, meta.clip)
+            meta_loss, final, grads = _of_all(estimate, len(seeds) / config.meta_batch)
+            norm = global_norm(grads)
+            usable = usable * (torch.isfinite(meta_loss) & torch.isfinite(norm))
+            meta_update(self.meta_optimizer, self.optimizer, grads, norm, usable, meta.clip)
             imitates = estimate.imitates
             covered += len(estimate.losses)
-            figures.append(torch.stack([estimate.meta_loss, estimate.losses[-1].mean(), norm, usable.to(norm)]))
+            figures.append(torch.stack([meta_loss, final, norm, usable.to(norm)]))
         windows = torch.stack(figures).tolist()
         norms = [norm for _, _, norm, used in windows if used]
-        final = windows[-1][1]
-        meta_loss = sum(window[0] for window in windows)
+        trajectory_loss = sum(window[0] for window in windows)
         if len(norms) < len(windows):
             in_row = self.progress.skipped_in_row + 1 if not norms else 1
             self.progress = replace(self.progress, skipped=self.progress.skipped + 1, skipped_in_row=in_row)
-            meta_loss = math.nan
+            trajectory_loss = math.nan
         else:
             self.progress = replace(self.progress, skipped_in_row=0)
         self.progress = replace(self.progress, step=step + 1)
         # A distance is relative already; a meta-loss is a sum over the trajectory.
         event, name = ("imitation", "distance") if imitates else ("meta_step", "meta_loss")
-        mean = meta_loss / (len(windows) if imitates else covered)
+        mean = trajectory_loss / (len(windows) if imitates else covered)
         norm_mean = sum(norms) / len(norms) if norms else math.nan
         self._record(
             event=event,
             step=step + 1,
             horizon=self.horizon,
             **{name: mean},
-            final_loss=final,
+            final_loss=windows[-1][1],
             grad_norm=norm_mean,
             lr=lr,
             skipped=self.progress.skipped,
@@ -350,7 +362,7 @@ class MetaTraining:
     def _validate(self, shown: dict[str, Any], bar: tqdm[Any]) -> None:
         config = self.config
         curves = self._on_validation(self.horizon)
-        score = curves.score(config.score)
+        score = distributed.from_first(lambda: curves.score(config.score))  # one for all, to the last bit
         better = score < self.progress.best_score or self.progress.best_step < 0
         self.progress = replace(self.progress, validated=self.progress.step)
         if better:
@@ -367,7 +379,8 @@ class MetaTraining:
             best_score=self.progress.best_score,
             best_step=self.progress.best_step,
         )
-        self._draw(curves, shown)
+        if distributed.first():
+            self._draw(curves, shown)
         if better:
             self._save(self.folder.best)
         self._save(self.folder.last)
@@ -428,7 +441,8 @@ class MetaTraining:
         learned = {self.name: self.optimizer}
         chunk = config.evaluation.chunk
         comparison = compare(learned, baselines, config.optimizee, config.seed, problems, steps, self.runtime, chunk)
-        log.info(write_comparison(self.folder, comparison))
+        if distributed.first():
+            log.info(write_comparison(self.folder, comparison))
         log.info("%s\n%s\n%s", self.folder.path / "learning.png", self.folder.path / "learning.gif", self.folder.best)
         return _metrics(comparison.curves[self.name])
 
@@ -447,4 +461,6 @@ class MetaTraining:
 
     def _bar(self) -> tqdm[Any]:
         step, total = self.progress.step, self.meta.steps
-        return tqdm(initial=step, total=total, desc="meta-training", unit="meta-step", disable=None)
+        return tqdm(
+            initial=step, total=total, desc="meta-training", unit="meta-step", disable=distributed.bar_disabled()
+        )

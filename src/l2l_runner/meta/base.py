@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,7 +60,15 @@ class Estimate:
 
 
 class MetaGradient(ABC):
-    """Yields the estimates of one meta-step; the caller may update the optimizer after each of them."""
+    """Yields the estimates of one meta-step; the caller may update the optimizer after each of them.
+
+    Attributes:
+        shareable: whether the estimates of a batch of problems are the means of those of its parts, so that several
+            processes can each take a part. What is drawn for the whole batch must then be drawn alike in all of them
+            (`distributed.of_first`).
+    """
+
+    shareable: ClassVar[bool] = False
 
     @property
     @abstractmethod

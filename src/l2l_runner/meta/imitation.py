@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_runner import streams
+from l2l_runner import distributed, streams
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.meta.tbptt import TBPTT
 from l2l_runner.optimizees.base import Problem
@@ -33,6 +33,8 @@ class Imitation(MetaGradient):
         fraction: probability that a meta-step imitates, a function of the seed of its first problem.
     """
 
+    shareable = True
+
     tbptt: TBPTT
     expert: Optimizer
     fraction: float
@@ -42,7 +44,8 @@ class Imitation(MetaGradient):
         return f"{self.tbptt.description}, imitation {self.fraction:g}"
 
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
-        if streams.uniform(problem.seeds[:1].cpu(), 1, "imitation").item() < self.fraction:
+        seed = distributed.of_first(problem.seeds[:1]).cpu()
+        if streams.uniform(seed, 1, "imitation").item() < self.fraction:
             return self._imitations(optimizer, problem)
         return self.tbptt.estimates(optimizer, problem)
 

@@ -21,6 +21,8 @@ class Joint(MetaGradient):
         steps: minibatches, as many as the other estimators' trajectories take.
     """
 
+    shareable = True
+
     steps: int
 
     @property

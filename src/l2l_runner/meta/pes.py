@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_runner import streams
+from l2l_runner import distributed, streams
 from l2l_runner.meta.base import Estimate, MetaGradient, loss_weights, weighted_mean
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedOptimizer
@@ -36,6 +36,8 @@ class PES(MetaGradient):
         sigma: standard deviation of the perturbations, fresh ones in each window.
     """
 
+    shareable = True
+
     length: int
     steps: int
     weights: str = "constant"
@@ -52,13 +54,14 @@ class PES(MetaGradient):
         parameters = list(optimizer.parameters())
         sizes = [parameter.numel() for parameter in parameters]
         pairs = [(point, point) for _ in range(self.pairs)]
+        seed = distributed.of_first(problem.seeds[:1])
         totals = torch.zeros(self.pairs, sum(sizes)).to(parameters[0])  # ξ
         for step in range(0, self.steps, self.length):
             weights = all_weights[step : step + self.length]
             losses = point.loss.new_zeros(len(weights), len(point.loss))
             differences = torch.zeros_like(totals[:, 0])
             for i, (above, below) in enumerate(pairs):
-                noise = self.sigma * streams.normal(problem.seeds[:1], sum(sizes), f"perturbation {i}", step)
+                noise = self.sigma * streams.normal(seed, sum(sizes), f"perturbation {i}", step)
                 perturbation = noise[0].to(totals)
                 above, losses_above = _run(problem, optimizer, perturbation, above, len(weights))
                 below, losses_below = _run(problem, optimizer, -perturbation, below, len(weights))

@@ -36,6 +36,8 @@ class MAML(MetaGradient):
         steps: K.
     """
 
+    shareable = True
+
     steps: int
 
     @property
@@ -58,6 +60,8 @@ class FirstOrder(MetaGradient):
     Attributes:
         steps: of a trajectory.
     """
+
+    shareable = True
 
     steps: int
 

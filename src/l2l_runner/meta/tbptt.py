@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from l2l_runner import streams
+from l2l_runner import distributed, streams
 from l2l_runner.meta.base import Estimate, MetaGradient, loss_weights, weighted_mean
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedOptimizer, Recording, State
@@ -41,6 +41,8 @@ class TBPTT(MetaGradient):
             fraction of the cost.
         chunk: coordinates replayed at once, which bounds memory; None leaves it to the optimizer.
     """
+
+    shareable = True
 
     length: int
     steps: int
@@ -124,7 +126,7 @@ class TBPTT(MetaGradient):
         return not bounded and columns * steps <= rule.recordable
 
     def _sampled(self, params: Tensor) -> bool:
-        return self.coordinates is not None and self.coordinates < params.numel()
+        return self.coordinates is not None and self.coordinates < distributed.summed(params.numel())
 
     def _replay_all(
         self,
@@ -151,17 +153,27 @@ class TBPTT(MetaGradient):
         """A sample of coordinates.
 
         Coordinates are drawn in proportion to their largest ∂(meta-loss)/∂u_t (and a tenth of its mean, so that none
-        is impossible) by systematic sampling, and weighted by the inverse: the sum stays unbiased.
+        is impossible) by systematic sampling, and weighted by the inverse: the sum stays unbiased. Several processes
+        draw one sample from the coordinates of all, and each replays those of its own.
         """
         assert self.coordinates is not None
         grads, cotangents = grads.flatten(1), cotangents.flatten(1)
-        size = cotangents.abs().amax(0).double()
-        share = size + 0.1 * size.mean() + torch.finfo(torch.float32).tiny
+        # The meta-loss is a mean over this process's problems: times their number, sizes of all processes compare.
+        size = cotangents.abs().amax(0).double() * len(problem.seeds)
+        sums = distributed.gathered(torch.stack([size.sum(), torch.full_like(size[0], len(size))])).sum(0)
+        share = size + 0.1 * sums[0] / sums[1] + torch.finfo(torch.float32).tiny
         cumulative = share.cumsum(0)
-        offset = streams.uniform(problem.seeds[:1], 1, "coordinates", step).squeeze()
-        ticks = (torch.arange(self.coordinates, device=size.device) + offset) * (cumulative[-1] / self.coordinates)
+        ends = distributed.gathered(cumulative[-1]).cumsum(0)  # of the processes' parts, one after the other
+        offset = streams.uniform(distributed.of_first(problem.seeds[:1]), 1, "coordinates", step).squeeze()
+        ticks = (torch.arange(self.coordinates, device=size.device) + offset) * (ends[-1] / self.coordinates)
+        if len(ends) > 1:
+            place = distributed.rank()
+            own = torch.searchsorted(ends, ticks, right=True).clamp(max=len(ends) - 1) == place
+            ticks = ticks[own] - (ends[place] - cumulative[-1])
+            if not len(ticks):
+                return tuple(torch.zeros_like(parameter) for parameter in rule.parameters())
         columns = torch.searchsorted(cumulative, ticks).clamp(max=len(size) - 1)
-        scale = (cumulative[-1] / (self.coordinates * share[columns])).to(cotangents.dtype)
+        scale = (ends[-1] / (self.coordinates * share[columns])).to(cotangents.dtype)
         seen, weighted = grads[:, columns].unsqueeze(1), (cotangents[:, columns] * scale).unsqueeze(1)
         return rule.replay(seen, rule.select(state, columns), weighted)
 
