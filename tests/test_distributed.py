@@ -65,6 +65,7 @@ CASES = {
         "meta.scaling=1",
         "meta.second_order=true",
     ],
+    "maml": [*(item for item in QUICK if "hidden" not in item), *DOUBLE, "optimizer=maml"],
     "spoilt": [*QUICK, *DOUBLE],
     "resumed": [*QUICK, *DOUBLE],
 }
@@ -137,7 +138,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(1500)
     assert [process.exitcode for process in processes] == [0, 0]
     return folder, [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 

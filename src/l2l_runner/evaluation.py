@@ -81,7 +81,8 @@ class Curves:
             return values
         _, place, counts = torch.unique(self.tasks, return_inverse=True, return_counts=True)
         totals = values.new_zeros(*values.shape[:-1], len(counts))
-        return totals.index_add_(-1, place, values) / counts
+        means: Tensor = totals.index_add_(-1, place, values) / counts
+        return means
 
     def areas(self) -> dict[str, Tensor]:
         """The mean of each metric over the steps, by the trapezoidal rule between its readings; each [problems]."""
