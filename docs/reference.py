@@ -29,7 +29,7 @@ GROUPS: dict[str, Mapping[str, type] | type] = {
     "data": schema.Data,
     "budget": schema.Budget,
 }
-PRESETS = ("experiment", "recipe")
+PRESETS = ("experiment", "recipe", "sweep")
 TYPED = {"figures": "figure"}
 """What a user types where the parsed configuration has another name for it."""
 _NOUNS = {int: "integer", float: "number", bool: "true or false", str: "word"}
@@ -38,6 +38,7 @@ PRESETS_ARE = {
     "experiment": "Presets: `experiment=NAME` sets all of this; the command line counts more.",
     "recipe": "What an optimizee, an optimizer and an estimator train well with, named after the three. They apply "
     "by themselves where their three are chosen; presets and the command line count more.",
+    "sweep": "How the jobs of a sweep are launched and chosen: `-m sweep=NAME`.",
 }
 
 

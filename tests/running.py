@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,20 @@ QUADRATIC = ["optimizee.dim=3", *SMALL]
 TINY = [*QUADRATIC, "optimizer.hidden=4"]
 QUICK = [*TINY, "evaluate=false"]
 EVAL = ["tune.per_decade=1", "tune.refinements=0", "device=cpu", "device.threads=1"]
+
+PLUGINS = {
+    "joblib": "hydra_joblib_launcher",
+    "slurm": "hydra_submitit_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "ray": "hydra_ray_launcher",
+    "optuna": "hydra_optuna_sweeper",
+}
+"""Hydra's plugins, by what they are chosen by on the command line."""
+
+
+def has_plugin(name: str) -> bool:
+    """Whether what is chosen by this name is installed."""
+    return find_spec("hydra_plugins") is not None and find_spec(f"hydra_plugins.{PLUGINS[name]}") is not None
 
 
 @dataclass(frozen=True)

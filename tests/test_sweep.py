@@ -16,7 +16,6 @@ from running import (
     QUICK,
     Ended,
     Spy,
-    assert_one_sentence,
     assert_same_run,
     evaluate,
     finish,
@@ -25,7 +24,6 @@ from running import (
     read_json,
     records,
     sketch,
-    snapshot,
     spawn,
     train,
 )
@@ -224,20 +222,12 @@ def test_evaluations_can_be_swept(reference: Path, tmp_path: Path) -> None:
         assert comparison["optimizers"]["lstm"]["final"]["mean"] == job["score"]
 
 
-def test_a_sweep_in_anothers_folder_is_refused_and_loses_nothing(rates_ended: tuple[Path, Ended]) -> None:
-    folder, _ = rates_ended
-    before = snapshot(folder)
-    ended = sweep(folder, *QUADRATIC, "optimizer=sgd", "optimizer.lr=0.5,0.6")
-    assert_one_sentence(ended, str(folder), "already belongs to a sweep", "hydra.sweep.dir")
-    assert snapshot(folder) == before
-
-
 def test_a_sweep_makes_its_folder_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert train(None, "--multirun", *QUADRATIC, "optimizer=sgd", "optimizer.lr=0.01,0.1").code == 0
     (summary,) = (tmp_path / "outputs").glob("*/*-sweep/sweep.json")
     assert len(read_json(summary)) == 2
-    assert sorted(path.name for path in summary.parent.iterdir() if path.is_dir()) == ["0", "1"]
+    assert sorted(path.name for path in summary.parent.iterdir() if path.is_dir()) == [".sweep", "0", "1"]
 
 
 @pytest.mark.parametrize("choice", ["optimizee=foo,quadratic", "optimizer.foo=1,2", "optimizer=adam", "optimizer.lr="])

@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -26,6 +27,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from l2l_runner.errors import ConfigError, StorageError, UserError
 from l2l_runner.fields import did_you_mean
+from l2l_runner.stopping import Stopped
+from l2l_runner.sweep import has_ended, interruption, summed_up
+from l2l_runner.sweep_folder import SweepFolder, without_hydra
+
+if TYPE_CHECKING:
+    from l2l_runner.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +50,33 @@ ENVIRONMENT = {"GOMP_SPINCOUNT": "3000"}
 """How long PyTorch's threads spin before they sleep, read when it is first imported: by default so long that a shared
 machine comes to a crawl; not at all would cost up to half of the speed on a free one."""
 
+INTERRUPTED = "Interrupted; what was saved before is kept."
+
 Job = Callable[[dict[str, Any], Path], dict[str, Any]]
 """A composed configuration and the run's folder in; a result with `status` and `score` out."""
+
+
+EXTRAS = {
+    "joblib": "sweep-joblib",
+    "submitit_local": "sweep-slurm",
+    "submitit_slurm": "sweep-slurm",
+    "ray": "sweep-ray",
+    "optuna": "sweep-optuna",
+}
+"""Launchers and sweepers that are packages of their own, and the extra of ours that installs them."""
+
+
+def _unique() -> str:
+    return f"{time.time_ns() // 1000 % 1_000_000:06d}-{os.getpid()}"
+
+
+def _job_folder(sweep: str, number: int, *, _root_: DictConfig) -> str:
+    return SweepFolder(Path(sweep).absolute()).folder_of(without_hydra(_root_), number)
+
+
+# Here, because the processes of a sweep's jobs import this module, but don't go through `launch`.
+OmegaConf.register_new_resolver("unique", _unique, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
 
 
 def conf_folder() -> Path:
@@ -89,7 +121,6 @@ def several() -> bool:
 def _follow(job: Job) -> None:
     """Do the job that the first process has, which reports on it."""
     from l2l_runner import distributed
-    from l2l_runner.resuming import Stopped
 
     logging.disable()
     try:
@@ -105,9 +136,6 @@ def _follow(job: Job) -> None:
 
 
 def _launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]) -> None:
-    OmegaConf.register_new_resolver(
-        "unique", lambda: f"{time.time_ns() // 1000 % 1_000_000:06d}-{os.getpid()}", use_cache=True, replace=True
-    )
     logging.raiseExceptions = False  # a full disk is reported where it matters, not by the log file's handler
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     argv = sys.argv
@@ -118,9 +146,10 @@ def _launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]
             check_torchrun(config_name, arguments)
         sys.argv = [argv[0], *prepare(arguments)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
-        hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(
-            lambda config: _run_job(config, job)
-        )()
+        with summed_up(argv[1:]):
+            hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(
+                lambda config: _run_job(config, job)
+            )()
     except UserError as error:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -137,7 +166,7 @@ def _launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _fail(sentence: str, exit_code: int = 1) -> None:
+def _fail(sentence: str, exit_code: int = 1) -> NoReturn:
     if several():
         from l2l_runner.distributed import speaks
     if not several() or speaks():
@@ -146,50 +175,84 @@ def _fail(sentence: str, exit_code: int = 1) -> None:
 
 
 def _run_job(config: DictConfig, job: Job) -> float:
-    """Run one job in its folder; its score, for Hydra's sweepers. In a sweep a failure is recorded, not raised."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    from l2l_runner.distributed import command, tell
+    """Run once, or as a job of a sweep; the score, for Hydra's sweepers."""
     from l2l_runner.folder import RunFolder
-    from l2l_runner.resuming import Stopped
 
-    run = HydraConfig.get()
-    folder = RunFolder(Path(run.runtime.output_dir))
-    sweeping = run.mode == RunMode.MULTIRUN
-    resuming = config.get("resume") is not None
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     try:
-        if not resuming:
+        in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        return _run_in_sweep(config, job, folder) if in_sweep else _run_alone(config, job, folder)
+    finally:
+        shutil.rmtree(folder.resuming, ignore_errors=True)
+
+
+def _run_alone(config: DictConfig, job: Job, folder: RunFolder) -> float:
+    from l2l_runner.distributed import command
+
+    try:
+        if config.get("resume") is None:
             folder.claim()
-        composed = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        assert isinstance(composed, dict)
-        settings = {str(key): value for key, value in composed.items()}
-        tell((settings, folder.path))
-        with logging_redirect_tqdm():
-            result = job(settings, folder.path)
-        folder.write_json("result.json", result)
-        return float(result["score"])
+        return _run(_composed(config), job, folder)
     except Stopped as stopped:
         log.info("%s", stopped)
         raise SystemExit(stopped.exit_code) from stopped
     except KeyboardInterrupt:
-        log.info("Interrupted; what was saved before is kept.")
+        log.info(INTERRUPTED)
         if folder.last.exists():
             log.info("To go on:\n  %s %s", command(), folder.how_to_resume)
         raise SystemExit(130) from None
     except (UserError, OmegaConfBaseException) as error:
-        sentence = str(error) if isinstance(error, UserError) else explain(error)
-        if not sweeping:
-            _fail(sentence, error.exit_code if isinstance(error, UserError) else 1)
-        log.error("Error: %s", sentence)
-        folder.write_json("result.json", {"status": "failed", "score": None, "error": sentence})
+        _fail(_sentence(error), error.exit_code if isinstance(error, UserError) else 1)
+
+
+def _run_in_sweep(config: DictConfig, job: Job, folder: RunFolder) -> float:
+    """The score that was recorded, where the job has ended before; a failure is recorded, not raised."""
+    run = HydraConfig.get()
+    sweep = SweepFolder(Path(str(run.sweep.dir)).absolute())
+    try:
+        composed = _composed(config)
+        with sweep.turn(folder.path.name):
+            mine = sweep.is_of(folder.path.name, composed)  # not so where hydra.sweep.subdir was given
+            before = folder.read_json("result.json")
+            if mine and has_ended(before):
+                return float("inf") if before["score"] is None else float(before["score"])
+            folder.claim(exist_ok=mine)
+            if run.runtime.choices["hydra/launcher"] != "basic" and composed["device"]["threads"] is None:
+                composed["device"]["threads"] = 1  # other jobs have the other cores
+            return _run(composed, job, folder)
+    except (Stopped, KeyboardInterrupt) as stop:
+        stopped = stop if isinstance(stop, Stopped) else Stopped(INTERRUPTED, 130)
+        log.info("%s", str(stopped).partition(" To go on")[0])
+        raise interruption(stopped) from None
+    except (UserError, OmegaConfBaseException) as error:
+        log.error("Error: %s", _sentence(error))
+        folder.write_json("result.json", {"status": "failed", "score": None, "error": _sentence(error)})
     except Exception as error:
-        if not sweeping:
-            raise
         log.exception("This job failed by a bug.")
         folder.write_json("result.json", {"status": "failed", "score": None, "error": repr(error).splitlines()[0]})
-    finally:
-        shutil.rmtree(folder.resuming, ignore_errors=True)
     return float("inf")
+
+
+def _composed(config: DictConfig) -> dict[str, Any]:
+    composed = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
+
+
+def _run(composed: dict[str, Any], job: Job, folder: RunFolder) -> float:
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from l2l_runner.distributed import tell
+
+    tell((composed, folder.path))
+    with logging_redirect_tqdm():
+        result = job(composed, folder.path)
+    folder.write_json("result.json", result)
+    return float(result["score"])
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else explain(error)
 
 
 class FolderGuard(Callback):
@@ -206,9 +269,13 @@ class FolderGuard(Callback):
             _fail(folder.taken)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(str(config.hydra.sweep.dir)).absolute()
-        if (folder / "multirun.yaml").exists():
-            _fail(f"{folder} already belongs to a sweep: give the new one its own folder with hydra.sweep.dir=FOLDER.")
+        given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        swept = {override.get_key_element().lstrip("+") for override in given if override.is_sweep_override()}
+        swept |= set(config.hydra.sweeper.params or ())
+        try:
+            SweepFolder(Path(str(config.hydra.sweep.dir)).absolute()).begin(swept)
+        except StorageError as error:
+            _fail(str(error))
 
 
 def explain(error: Exception) -> str:
@@ -216,7 +283,7 @@ def explain(error: Exception) -> str:
     chain = [error, *([error.__cause__] if isinstance(error.__cause__, Exception) else [])]
     text = " ".join(" ".join(str(e).split()) for e in chain)
     options_end = r"(?: Config search path| Set the|$)"
-    found = re.search(r"Could not find '(\w+)/([^']*)'.*?Available options in '\w+': (.*?)" + options_end, text)
+    found = re.search(r"Could not find '([\w/]+)/([^'/]*)'.*?Available options in '[\w/]+': (.*?)" + options_end, text)
     if found:
         return unknown_choice(found[1], found[2], found[3].split())
     found = re.search(r"Could not override '([^']+)'.*?(?:Key '([^']+)' is not in struct)", text)
@@ -238,12 +305,17 @@ def overrides_of(arguments: Sequence[str]) -> dict[str, str]:
     return {key.strip().lstrip("+"): value for key, value in pairs}
 
 
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for a sweep."""
+    return not {"-m", "--multirun"}.isdisjoint(arguments)
+
+
 def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
     """The arguments with paths in quotes where Hydra's grammar wants them: around an =, an umlaut or a parenthesis.
 
     What is quoted or escaped stays as it is, and so does in a sweep what stands between its values.
     """
-    sweep = "(),'\"\\[\\]" if {"-m", "--multirun"} & set(arguments) else ""
+    sweep = "(),'\"\\[\\]" if is_sweep(arguments) else ""
     odd = re.compile(rf"[^\w\s./:@%+$?*|{sweep}-]", re.ASCII)
 
     def mend(argument: str) -> str:
@@ -271,8 +343,10 @@ def check_choices(arguments: Sequence[str]) -> None:
     """Refuse a group's choice that does not exist, which Hydra takes for a crash or, of an optional group, ignores.
 
     Raises:
-        ConfigError: there is no such choice.
+        ConfigError: there is no such choice, or it would do nothing.
     """
+    if overrides_of(arguments).get("sweep", "null") != "null" and not is_sweep(arguments):
+        raise ConfigError("sweep=… says how the jobs of a sweep are run: use it with -m, or leave it out.")
     if any(argument.startswith(("-cd", "--config-dir", "hydra.searchpath")) for argument in arguments):
         return  # choices may come from elsewhere
     for group, value in overrides_of(arguments).items():
@@ -292,7 +366,7 @@ def check_torchrun(config_name: str, arguments: Sequence[str]) -> None:
     if config_name != "train":
         raise ConfigError(f"torchrun is for l2l_runner.train: start l2l_runner.{config_name} by python -m.")
     given = overrides_of(arguments)
-    if {"-m", "--multirun"} & set(arguments) or "hydra.mode" in given:
+    if is_sweep(arguments) or "hydra.mode" in given:
         raise ConfigError("A sweep's jobs have one process each: start it by python -m, or each job by torchrun.")
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and "resume" not in given:
         raise ConfigError(
@@ -302,6 +376,8 @@ def check_torchrun(config_name: str, arguments: Sequence[str]) -> None:
 
 
 def unknown_choice(group: str, option: str, options: list[str]) -> str:
+    if group in ("hydra/launcher", "hydra/sweeper") and option in EXTRAS:
+        return f"{group}={option} comes with a package that isn't there: pip install 'l2l_runner[{EXTRAS[option]}]'."
     return f"Unknown choice {group}={option}: expected one of {', '.join(options)}.{did_you_mean(option, options)}"
 
 
@@ -330,7 +406,7 @@ def resumed(arguments: list[str]) -> list[str]:
         return arguments
     if not path:
         raise ConfigError("resume is empty: give the folder of the run to go on with, as resume=FOLDER.")
-    if {"-m", "--multirun"} & set(arguments) or "hydra.run.dir" in given:
+    if is_sweep(arguments) or "hydra.run.dir" in given:
         raise ConfigError("resume=PATH goes on with one run in its own folder: use it without -m and hydra.run.dir.")
     folder = Path(path).absolute()
     if folder.suffix == ".pt":
@@ -339,9 +415,10 @@ def resumed(arguments: list[str]) -> list[str]:
     if not (folder / ".run").exists() or not saved.exists():
         raise StorageError(
             f"{path} is no run: expected the folder that a run of l2l_runner.train made (with .hydra, metrics.jsonl "
-            "and checkpoints), or a checkpoint in it."
+            "and checkpoints), or a checkpoint in it. To go on with a sweep, give its command again, with "
+            "hydra.sweep.dir=FOLDER."
         )
-    before = [str(item) for item in OmegaConf.load(saved) if not str(item).startswith("resume=")]
+    before = [str(item) for item in OmegaConf.load(saved) if not str(item).startswith(("resume=", "sweep="))]
     rest = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
     here = [f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder))}"]
     # The settings are kept once they are accepted.

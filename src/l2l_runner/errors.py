@@ -32,7 +32,7 @@ class ProcessLost(UserError):
     """Another process of the same training is gone."""
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of another package's error, without its full stop: to be put into a sentence."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".:") if lines else type(error).__name__

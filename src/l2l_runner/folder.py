@@ -47,16 +47,18 @@ class RunFolder:
         self.resuming = path / RESUMING
         self._run = path / ".run"
 
-    def claim(self) -> None:
+    def claim(self, exist_ok: bool = False) -> None:
         """Make the folder this run's own.
+
+        Args:
+            exist_ok: it may be that already.
 
         Raises:
             StorageError: another run has it, or it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with open(self._run, "x"):
-                pass
+            self._run.touch(exist_ok=exist_ok)
         except FileExistsError as error:
             raise StorageError(self.taken) from error
         except OSError as error:

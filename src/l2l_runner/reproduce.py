@@ -27,8 +27,8 @@ def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     from l2l_runner.reproduction.page import held_before, keep, remember, verdict, write_report
     from l2l_runner.reproduction.running import run_stages
     from l2l_runner.reproduction.stages import stages_of
-    from l2l_runner.resuming import Stopped
     from l2l_runner.runtime import describe, pick_device
+    from l2l_runner.stopping import Stopped
 
     config = schema.parse_reproduce(composed)
     device = pick_device(config.device.name)

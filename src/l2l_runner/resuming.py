@@ -8,24 +8,19 @@ from typing import Any
 from l2l_runner import checkpoint, distributed
 from l2l_runner.errors import CheckpointError
 from l2l_runner.folder import RunFolder
+from l2l_runner.stopping import Stopped
+from l2l_runner.sweep_folder import WHERE
 
 # What may differ between a run and its resumption: how long and how often, where and with what help, but not what
 # is computed.
 FREE_KEYS = (
-    *("resume", "evaluate", "evaluation", "data", "device.name", "device.threads", "kernel"),
+    *WHERE,
+    *("evaluate", "evaluation"),
     *("meta.steps", "meta.patience", "meta.advance", "meta.max_skipped", "meta.chunk", "meta.runs"),
 )
 
 # What keys that older runs haven't got stand for in them, where that isn't null.
 SINCE = {"meta.optimizer": "adam", "meta.scaling": 0.0, "meta.imitation": 0.0, "meta.expert_lr": 0.01}
-
-
-class Stopped(Exception):
-    """The run was asked to stop (Ctrl-C or SIGTERM) and has saved its state."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def stopped(where: str, folder: RunFolder, signal: int) -> Stopped:

@@ -8,30 +8,59 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
+POLL = 0.5  # seconds
+
 _received: list[int] = []
+_listening = False
+
+
+class Stopped(Exception):
+    """The run was asked to stop (Ctrl-C or SIGTERM) and has saved its state."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message, exit_code)  # both, so that another process can send it to this one
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that receives the number of a SIGINT or SIGTERM; a second one interrupts at once."""
+def stop_requests(tell: Callable[[], object] | None = None) -> Iterator[list[int]]:
+    """A list that receives the number of a SIGINT or SIGTERM; a second one interrupts at once.
+
+    Within another one, as a job is within its sweep, it is that one's list.
+
+    Args:
+        tell: what else to do at a signal.
+    """
+    global _listening
+    if _listening:
+        yield _received
+        return
 
     def receive(number: int, frame: FrameType | None) -> None:
         if _received:
             raise KeyboardInterrupt
         _received.append(number)
+        if tell is not None:
+            tell()
 
     _received.clear()
     if threading.current_thread() is not threading.main_thread():
         yield _received  # signals reach the main thread only
         return
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    _listening = True
     try:
         yield _received
     finally:
+        _listening = False
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -39,6 +68,25 @@ def stop_requests() -> Iterator[list[int]]:
 def interrupted() -> bool:
     """Whether Ctrl-C was pressed."""
     return signal.SIGINT in _received
+
+
+@contextmanager
+def relayed(request: Path) -> Iterator[None]:
+    """Take a file that appears for a SIGINT: it reaches processes on other machines, which signals don't."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL):
+            if request.exists() and not _received:
+                _received.append(signal.SIGINT)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def stop_point() -> None:

@@ -23,7 +23,7 @@ from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
 from l2l_runner.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Meta, TrainConfig
-from l2l_runner.stopping import stop_requests
+from l2l_runner.stopping import stop_point, stop_requests
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ def run_hand_designed(
     if name == "none" and config.evaluate:
         return _run_none(config, optimizer, folder, runtime)
     seeds = optimizee.seeds(config.seed, "validation", 0, optimizee.validation_problems)
-    curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk)
+    with stop_requests():
+        curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk, stop_point)
     summary = Comparison(optimizee.name, {name: curves}, {name: optimizer.lr}, gain=optimizee.gain).summary()
     entry = summary["optimizers"][name]
     folder.truncate(0)

@@ -160,7 +160,9 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
                 ".run and .hydra)."
             )
         found |= here
-        sweeps |= {path.parent: None for path in list(found)[before:] if (path.parent / "multirun.yaml").exists()}
+        marks = ("multirun.yaml", ".sweep")  # the first of Hydra's own sweeper, also in sweeps of older versions
+        new = [path.parent for path in list(found)[before:]]
+        sweeps |= {path: None for path in new if any((path / mark).exists() for mark in marks)}
     root = Path(os.path.commonpath([path.parent.parent if path.parent in sweeps else path.parent for path in found]))
     runs = [Run(path, str(path.relative_to(root))) for path in found]
     runs = [run for run in runs if read_run(run)]
