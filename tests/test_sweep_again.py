@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from l2l_runner import trainer
 from l2l_runner.cli import conf_folder
 from l2l_runner.stopping import Stopped
+from l2l_runner.sweep import SweepSummary, summed_up
 from l2l_runner.sweep_folder import SweepFolder, identity
 from running import (
     QUADRATIC,
@@ -272,15 +272,19 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on_and_does(tmp_path: Path, laun
 
 
 def test_a_launcher_that_fails_is_one_sentence_after_the_summary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def dying(*arguments: Any, **keys: Any) -> Any:
+    folder = Path(shutil.copytree(learned, tmp_path / "sweep"))
+    (folder / "1" / "result.json").unlink()
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "job": {"name": "train"}}})
+    with pytest.raises(SystemExit) as end, summed_up(["-m", "a=1,2", "hydra.sweep.dir=elsewhere"]):
+        SweepSummary().on_multirun_start(config)
         raise RuntimeError("A worker died.\nOf this.")
-
-    monkeypatch.setattr(BasicLauncher, "launch", dying)
-    ended = sweep(tmp_path / "sweep", *SGD, "optimizer.lr=0.1,0.2")
-    assert_one_sentence(ended, "launcher failed", "A worker died")
-    assert f"hydra.sweep.dir={tmp_path / 'sweep'}" in ended.out.splitlines()[-1]
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    assert err == "Error: the launcher failed before all jobs had ended (A worker died).\n"
+    assert "job 1 failed: it left no result" in out.splitlines()
+    assert out.splitlines()[-1] == f"  python -m l2l_runner.train -m a=1,2 hydra.sweep.dir={folder}"
 
 
 def test_a_stop_can_be_sent_to_another_process() -> None:
@@ -312,6 +316,7 @@ PRESETS = {
 NEEDS = {"joblib": needs_joblib, "slurm": needs_submitit, "ray": needs_ray, "optuna": needs_optuna}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Optuna imports
 @pytest.mark.parametrize("command", [["train"], ["eval", "checkpoint=mnist", "seed=3"]], ids=["train", "eval"])
 @pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS[name]) for name in PRESETS])
 def test_every_preset_composes_and_builds_what_it_names(command: list[str], name: str) -> None:
@@ -328,6 +333,7 @@ def test_every_preset_is_tested() -> None:
 
 
 @needs_optuna
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Optuna imports
 def test_a_search_goes_on_with_more_trials_as_if_it_had_had_them_from_the_start(tmp_path: Path) -> None:
     space = [*SGD, "sweep=optuna", "optimizer.lr=tag(log,interval(0.001,1))"]
     assert sweep(tmp_path / "search", *space, "hydra.sweeper.n_trials=2").code == 0
