@@ -277,9 +277,14 @@ def test_a_launcher_that_fails_is_one_sentence_after_the_summary(
     folder = Path(shutil.copytree(learned, tmp_path / "sweep"))
     (folder / "1" / "result.json").unlink()
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "job": {"name": "train"}}})
-    with pytest.raises(SystemExit) as end, summed_up(["-m", "a=1,2", "hydra.sweep.dir=elsewhere"]):
+
+    @summed_up(["-m", "a=1,2", "hydra.sweep.dir=elsewhere"])
+    def launch() -> None:
         SweepSummary().on_multirun_start(config)
         raise RuntimeError("A worker died.\nOf this.")
+
+    with pytest.raises(SystemExit) as end:
+        launch()
     assert end.value.code == 1
     out, err = capsys.readouterr()
     assert err == "Error: the launcher failed before all jobs had ended (A worker died).\n"
