@@ -185,7 +185,7 @@ def _length(optimizer: Adaptation) -> float:
 
 def warpgrad(**changes) -> WarpGrad:
     settings_ = {"steps": 4, "algorithm": "offline", "approximate": False, "batch": 1, "epochs": 1, "shuffle": False}
-    return WarpGrad(**{**settings_, "memory": 1 << 20, "leap": False, **changes})
+    return WarpGrad(**{**settings_, "every": 1, "memory": 1 << 20, "leap": False, **changes})
 
 
 def direct(optimizer: Adaptation, task: int, point: Tensor, number: int, steps: int, approximate: bool):
@@ -277,6 +277,8 @@ def test_long_trajectories_are_thinned_to_the_memory():
     size = 4 * LAYOUT.size * TASKS
     for points, stored in [(10, range(10)), (5, range(0, 10, 2)), (4, range(0, 10, 3)), (1, range(0, 10, 10))]:
         assert list(warpgrad(steps=10, memory=points * size).stored(problem)) == list(stored)
+    assert list(warpgrad(steps=10, every=4).stored(problem)) == [0, 4, 8]
+    assert list(warpgrad(steps=10, every=4, memory=2 * size).stored(problem)) == [0, 5]
     optimizer = adaptation(warp=WARP, start="random")
     estimates = list(warpgrad(memory=2 * size).estimates(optimizer, optimizer.prepare(problem)))
     assert len(estimates) == 2 * TASKS

@@ -250,7 +250,8 @@ class WarpGradConfig(Meta):
         batch: points of a replayed minibatch, each of which gives a meta-update.
         epochs: times that all points are replayed.
         shuffle: replay in random order; otherwise trajectory by trajectory.
-        memory: megabytes that the points may take; of longer trajectories every second, third, … is stored.
+        every: points of a trajectory that are stored for it: each (1), every second (2), …
+        memory: megabytes that they may take; where they take more, fewer are stored, evenly spaced.
     """
 
     name: str = choice("warpgrad")
@@ -259,6 +260,7 @@ class WarpGradConfig(Meta):
     batch: int = at_least(1)
     epochs: int = at_least(1)
     shuffle: bool
+    every: int = at_least(1)
     memory: int = at_least(1)
 
     def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> WarpGrad:
@@ -274,6 +276,7 @@ class WarpGradConfig(Meta):
             batch=self.batch,
             epochs=self.epochs,
             shuffle=self.shuffle,
+            every=self.every,
             memory=self.memory << 20,
             leap=optimizer.learns_start,
         )

@@ -32,7 +32,8 @@ class WarpGrad(MetaGradient):
         batch: offline: points of an estimate.
         epochs: offline: times that the stored points are gone through.
         shuffle: offline: in random order; otherwise trajectory by trajectory, from its start to its end.
-        memory: offline: bytes that the points may take; of longer trajectories every second, third, … point is stored.
+        every: offline: points stored: each (1), every second (2), …
+        memory: offline: bytes that they may take; where they take more, fewer are stored, evenly spaced.
         leap: learn the starting points too, by Leap.
     """
 
@@ -42,6 +43,7 @@ class WarpGrad(MetaGradient):
     batch: int
     epochs: int
     shuffle: bool
+    every: int
     memory: int
     leap: bool
 
@@ -55,9 +57,9 @@ class WarpGrad(MetaGradient):
         return self._online(optimizer, problem) if self.algorithm == "online" else self._offline(optimizer, problem)
 
     def stored(self, problem: Problem) -> range:
-        """The steps of a trajectory whose points are stored: all, or as many as the memory holds, evenly spaced."""
+        """The steps of a trajectory whose points are stored."""
         size = problem.layout.size * len(problem.seeds) * torch.finfo(torch.float32).bits // 8
-        return range(0, self.steps, max(1, -(-self.steps * size // self.memory)))
+        return range(0, self.steps, max(self.every, -(-self.steps * size // self.memory)))
 
     def _online(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
