@@ -143,32 +143,32 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     return folder, [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
-def assert_close(mine: Any, theirs: Any) -> None:
+def assert_close(mine: Any, theirs: Any, rtol: float = 1e-9) -> None:
     """The same but for rounding."""
     if isinstance(theirs, torch.Tensor):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=rtol / 1e3)
     elif isinstance(theirs, dict):
         assert mine.keys() == theirs.keys()
         for key in theirs:
             if key != "metrics_bytes":  # the digits of a number differ in length
-                assert_close(mine[key], theirs[key])
+                assert_close(mine[key], theirs[key], rtol)
     elif isinstance(theirs, (list, tuple)):
         assert len(mine) == len(theirs)
         for one, other in zip(mine, theirs, strict=True):
-            assert_close(one, other)
+            assert_close(one, other, rtol)
     elif isinstance(theirs, float):
-        assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+        assert mine == pytest.approx(theirs, rel=rtol, abs=rtol / 1e3)
     else:
         assert mine == theirs
 
 
-def assert_same_training(mine: Path, theirs: Path) -> None:
-    """Two runs that came to the same but for rounding, and left the same files."""
+def assert_same_training(mine: Path, theirs: Path, rtol: float = 1e-9) -> None:
+    """Two runs that came to the same but for rounding, which grows from one meta-step to the next."""
     for read in (best, last):
         for part in ("optimizer", "meta_optimizer", "progress"):
-            assert_close(read(mine)[part], read(theirs)[part])
-    assert_close(records(mine), records(theirs))
-    assert_close(read_json(mine / "result.json"), read_json(theirs / "result.json"))
+            assert_close(read(mine)[part], read(theirs)[part], rtol)
+    assert_close(records(mine), records(theirs), rtol)
+    assert_close(read_json(mine / "result.json"), read_json(theirs / "result.json"), rtol)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -248,25 +248,25 @@ def test_ctrl_c_stops_all_after_the_same_meta_step_and_one_process_goes_on(tmp_p
     assert lines(run) == steps + 1
     assert train(None, *settings_of(ended.out), f"meta.steps={steps + 2}").code == 0
     as_one_to(steps + 2, tmp_path / "expected")
-    assert_same_training(run, tmp_path / "expected")
+    assert_same_training(run, tmp_path / "expected", 1e-5)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the processes of torchrun are found in /proc")
 def test_a_process_that_dies_ends_the_job_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = torchrun(*LONG, "meta.validate_every=100", f"hydra.run.dir={run}")
-    wait_until(process, lambda: lines(run) > 110)
+    process = torchrun(*LONG, "meta.validate_every=20", f"hydra.run.dir={run}")
+    wait_until(process, lambda: lines(run) > 25)
     os.kill(workers(process)[1], signal.SIGKILL)
     ended = finish(process)
     assert ended.code != 0
     assert ended.err.count("Error: Process 0 of 2 lost contact with another one, which was stopped or has died") == 1
     steps = last(run)["progress"]["step"]
     assert steps > 0
-    assert steps % 100 == 0
+    assert steps % 20 == 0
     assert train(None, *settings_of(ended.err), f"meta.steps={steps + 2}").code == 0
     expected = tmp_path / "expected"
-    assert train(expected, *LONG, "meta.validate_every=100", f"meta.steps={steps + 2}").code == 0
-    assert_same_training(run, expected)
+    assert train(expected, *LONG, "meta.validate_every=20", f"meta.steps={steps + 2}").code == 0
+    assert_same_training(run, expected, 1e-5)
 
 
 # --- refusals, and who takes what ------------------------------------------------------------------------------------
