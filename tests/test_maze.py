@@ -467,6 +467,7 @@ def test_the_warp_rnn_learns_online_and_in_recurrent_cells_alone(tmp_path: Path)
         (["optimizee=quadratic"], ["optimizee=quadratic"]),
         (["optimizee=maze,quadratic"], ["optimizee=maze,quadratic"]),
         (["seed=1"], ["seed=1"]),
+        (["resume=runs/1", "optimizee=maze"], ["resume=runs/1", "optimizee=maze"]),
     ],
 )
 def test_an_optimizee_alone_is_its_experiment(given_: list[str], expected: list[str]) -> None:

@@ -48,7 +48,7 @@ def with_own_experiment(arguments: list[str]) -> list[str]:
     given = overrides_of(arguments)
     name = given.get("optimizee", "")
     own = name.isidentifier() and (conf_folder() / "experiment" / f"{name}.yaml").is_file()
-    if not own or given.keys() & {"optimizer", "meta", "experiment"}:
+    if not own or given.keys() & {"optimizer", "meta", "experiment", "resume"}:
         return arguments
     return with_first([f"experiment={name}"], arguments)
 
