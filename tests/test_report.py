@@ -408,3 +408,14 @@ def test_a_run_with_odd_names_keeps_the_tables_whole(quick: Path, tmp_path: Path
     (row,) = tables((tmp_path / "out" / "index.md").read_text())[0][1:]
     assert "a|b <i>[c](d)" in row[1]
     assert "<i>[c]" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_jobs_that_differ_in_their_seed_alone_are_one_point():
+    def job(seed: int, lr: str, mean: float | None, status: str = "completed") -> dict[str, Any]:
+        final = None if mean is None else {"mean": mean, "ci95": 9.0}
+        return {"values": {"seed": str(seed), "lr": lr}, "final": final, "status": status}
+
+    jobs = [job(0, "1", 2.0), job(1, "1", 4.0), job(2, "1", 6.0), job(0, "2", 5.0), job(1, "2", None, "failed")]
+    first, second = plotting.over_seeds(["seed", "lr"], jobs, "final")
+    assert first["final"] == {"mean": 4.0, "ci95": pytest.approx(4.302653 * 2 / 3**0.5)}
+    assert second["status"] == "failed"

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import stats
 from torch import Tensor
 
 from l2l_runner.checkpoint import write_atomically
@@ -406,13 +407,39 @@ def reweighting(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def sweep(path: Path, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -> None:
-    """sweep.png: final loss against the swept values."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = new_axes(figure, 111, "", "final loss", "validation problems, 95 % confidence intervals")
+    """sweep.png: final loss, and whatever else the jobs have read at the end, against the swept values."""
+    metrics = sorted({metric for job in jobs for metric in job["metrics"]})
+    figure = Figure(figsize=(7 + 4.5 * len(metrics), 4.6), layout="constrained")
+    grid = figure.add_gridspec(1, 1 + len(metrics))
+    axes = new_axes(figure, grid[0, 0], "", "final loss", "validation problems, 95 % confidence intervals")
     draw_sweep(axes, swept, jobs, "final")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8, frameon=False)
+    for place, metric in enumerate(metrics, 1):
+        axes = new_axes(figure, grid[0, place], "", metric.replace("_", " "), "after the last step")
+        draw_sweep(axes, swept, [{**job, metric: job["metrics"].get(metric)} for job in jobs], metric)
     write_atomically(path, png(figure, 150))
+
+
+def over_seeds(swept: Sequence[str], jobs: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
+    """Jobs that differ in their seed alone as one, with the mean of their means and its confidence interval over seeds.
+
+    Where one of them has failed or diverged, it stands for all.
+    """
+    others = [name for name in swept if name != "seed"]
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(job["values"][name] for name in others), []).append(job)
+    merged: list[Mapping[str, Any]] = []
+    for members in groups.values():
+        lost = [job for job in members if not job[key] or job[key]["mean"] is None]
+        if len(members) == 1 or lost:
+            merged.append((lost or members)[0])
+            continue
+        means = np.array([job[key]["mean"] for job in members], dtype=float)
+        half = float(stats.t.ppf(0.975, len(means) - 1)) * means.std(ddof=1) / len(means) ** 0.5
+        merged.append({**members[0], key: {"mean": float(means.mean()), "ci95": float(half)}})
+    return merged
 
 
 def draw_sweep(axes: Axes, swept: Sequence[str], jobs: Sequence[Mapping[str, Any]], key: str) -> None:
@@ -422,13 +449,18 @@ def draw_sweep(axes: Axes, swept: Sequence[str], jobs: Sequence[Mapping[str, Any
         axes: where.
         swept: the swept keys; a numeric one is the abscissa, logarithmic where it is positive.
         jobs: each with `values` of these keys, `status`, and at `key` a mean with its confidence interval, or None.
-        key: of the jobs: final or sum.
+        key: of the jobs: final, sum, or a metric, whose axis is linear.
     """
+    if "seed" in swept and len(swept) > 1:
+        swept, jobs = [name for name in swept if name != "seed"], over_seeds(swept, jobs, key)
     names = sorted(swept, key=lambda name: not _numeric([job["values"][name] for job in jobs]))
     axes.set_xlabel(names[0])
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for job in jobs:
-        lines.setdefault(", ".join(f"{name}={job['values'][name]}" for name in names[1:]), []).append(job)
+        of_optimizers = names[1:] == ["optimizer"]
+        label = ", ".join(f"{name}={job['values'][name]}" for name in names[1:])
+        label = LABELS.get(job["values"]["optimizer"], label) if of_optimizers else label
+        lines.setdefault(label, []).append(job)
     values = [str(job["values"][names[0]]) for job in jobs]
     categories = list(dict.fromkeys(values))
     numeric = _numeric(values)
@@ -438,6 +470,7 @@ def draw_sweep(axes: Axes, swept: Sequence[str], jobs: Sequence[Mapping[str, Any
     if logarithmic:  # a refused value that has no place on such an axis stands left of it
         left = min(x for x in abscissa.values() if x > 0) / 3
         abscissa = {value: x if x > 0 else left for value, x in abscissa.items()}
+    loss_axis = key in ("final", "sum")
     palette = [COLOURS[name] for name in ("adam", "lstm", "nag", "rms", "sgd", "momentum")]
     fates = {"failed": "P", "diverged": "X"}
     seen, lows, highs = set(), [], []
@@ -459,7 +492,7 @@ def draw_sweep(axes: Axes, swept: Sequence[str], jobs: Sequence[Mapping[str, Any
                 points.append((x, loss["mean"], loss["ci95"] or 0.0))
         if points:
             xs, means, halves = np.array(sorted(points)).T
-            low = np.minimum(halves, 0.9 * means)  # a log axis knows no loss below 0
+            low = np.minimum(halves, 0.9 * means) if loss_axis else halves  # a log axis knows no loss below 0
             error: dict[str, Any] = {"yerr": np.stack([np.maximum(low, 0), halves]), "capsize": 3}
             axes.errorbar(xs, means, marker="o", linestyle=style, color=colour, label=label or None, **error)
             lows.append(means[means > 0].min(initial=np.inf))
@@ -472,7 +505,7 @@ def draw_sweep(axes: Axes, swept: Sequence[str], jobs: Sequence[Mapping[str, Any
         axes.set_xscale("log")
     elif not numeric:
         axes.set_xticks(range(len(categories)), categories)
-    if lows and np.isfinite(min(lows)):
+    if loss_axis and lows and np.isfinite(min(lows)):
         axes.set_yscale("log")
         axes.set_ylim(0.5 * min(lows), 2 * max(highs))  # the means set the limits: intervals of few problems are wide
 

@@ -31,7 +31,7 @@ def has_ended(result: Mapping[str, Any] | None) -> bool:
 def read_jobs(folder: Path, kept: Collection[str] = (), stopped: bool = False) -> list[dict[str, Any]]:
     """The jobs of a sweep's folder, in order; one without a result has failed, or was stopped with its sweep.
 
-    Each has `job`, `values` (of all overrides), `status`, `kept`, `score`, `final`, `sum` and `error`.
+    Each has `job`, `values` (of all overrides), `status`, `kept`, `score`, `final`, `sum`, `metrics` and `error`.
 
     Args:
         folder: of the sweep.
@@ -43,7 +43,15 @@ def read_jobs(folder: Path, kept: Collection[str] = (), stopped: bool = False) -
     for overrides in sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda path: place(path.parents[1].name)):
         job = overrides.parents[1]
         known = {"job": job.name, "values": overridden(overrides), "kept": job.name in kept}
-        record = {**known, "score": None, "final": None, "sum": None, "error": None, **(_result(job) or absent)}
+        record = {
+            **known,
+            "score": None,
+            "final": None,
+            "sum": None,
+            "error": None,
+            "metrics": {},
+            **(_result(job) or absent),
+        }
         if record["status"] == "completed" and record["score"] is None:
             record["status"] = "diverged"
         jobs.append(record)
@@ -119,18 +127,20 @@ class Sweep:
         if not jobs:
             return False
         swept = keep_swept(jobs)
-        rows = [["job", *swept, "final loss", "sum of losses", "status"]]
+        metrics = sorted({metric for job in jobs for metric in job["metrics"]})
+        rows = [["job", *swept, "final loss", "sum of losses", *metrics, "status"]]
         for job in jobs:
-            figures = [_figure(job[key]) for key in ("final", "sum")]
+            figures = [_figure(value) for value in (job["final"], job["sum"], *map(job["metrics"].get, metrics))]
             status = job["status"] + ", kept" * job["kept"]
             rows.append([job["job"], *(job["values"][key] for key in swept), *figures, status])
         RunFolder(folder).write_json("sweep.json", jobs)
         with open(folder / "sweep.csv", "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            figures = ["final_mean", "final_ci95", "sum_mean", "sum_ci95", "score"]
+            figures = [f"{key}_{part}" for key in ("final", "sum", *metrics) for part in ("mean", "ci95")] + ["score"]
             writer.writerow(["job", *swept, *figures, "status", "kept", "error"])
             for job in jobs:
-                parts = [(job[key] or {}).get(part) for key in ("final", "sum") for part in ("mean", "ci95")]
+                found = (job["final"], job["sum"], *map(job["metrics"].get, metrics))
+                parts = [(value or {}).get(part) for value in found for part in ("mean", "ci95")]
                 values = [job["values"][key] for key in swept]
                 writer.writerow([job["job"], *values, *parts, job["score"], job["status"], job["kept"], job["error"]])
         ended = [job for job in jobs if job["status"] != "stopped"]
