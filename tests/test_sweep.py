@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from l2l_runner import trainer
+from l2l_runner import plotting, trainer
 from running import (
     EVAL,
     QUADRATIC,
@@ -238,3 +239,32 @@ def test_what_no_job_can_be_made_of_is_one_sentence(tmp_path: Path, choice: str)
     assert "Traceback" not in ended.out + ended.err
     assert ended.err.startswith("Error: ")
     assert ended.err.count("\n") == 1
+
+
+def test_what_else_the_jobs_have_read_is_summed_up_too(tmp_path: Path) -> None:
+    few = ["optimizee.validation_problems=2", "unroll.steps=3", "evaluate=false", "device=cpu", "device.threads=1"]
+    ended = sweep(tmp_path, "optimizee=digits", "optimizer=sgd,adam", "optimizer.lr=0.1,0.2", *few)
+    assert ended.code == 0
+    for number, row in enumerate(read_csv(tmp_path / "sweep.csv")):
+        accuracy = read_json(tmp_path / str(number) / "result.json")["metrics"]["accuracy"]
+        assert float(row["accuracy_mean"]) == accuracy["mean"]
+        assert float(row["accuracy_ci95"]) == accuracy["ci95"]
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.width > 1.5 * picture.height  # a second panel
+    assert "accuracy" in ended.out
+
+
+def test_metrics_have_a_linear_axis_and_methods_their_names() -> None:
+    jobs = [
+        {"values": {"optimizer": name, "n": n}, "status": "completed", "accuracy": {"mean": mean, "ci95": 0.1}}
+        for name, n, mean in [
+            ("leap", "5", 0.5),
+            ("leap", "25", 0.7),
+            ("warp_leap", "5", 0.6),
+            ("warp_leap", "25", 0.05),
+        ]
+    ]
+    axes = Figure().add_subplot()
+    plotting.draw_sweep(axes, ["optimizer", "n"], jobs, "accuracy")
+    assert axes.get_yscale() == "linear"
+    assert axes.get_legend_handles_labels()[1] == ["Leap", "Warp-Leap"]
