@@ -17,6 +17,8 @@ from l2l_runner.layout import Layout, Site
 from l2l_runner.meta import TBPTT, Direct
 from l2l_runner.optimizees.maze import MOVES, PIXELS, REWARD, plan
 from l2l_runner.optimizers import Adam
+from l2l_runner.reporting import figures
+from l2l_runner.reporting.runs import find_runs
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 from l2l_runner.train import with_own_experiment
@@ -495,6 +497,28 @@ def test_returns_are_shown_instead_of_losses():
         assert axes.get_yscale() == "linear"
         (line,) = axes.get_lines()
         assert list(line.get_ydata()) == [sign * loss for loss in (-1.5, -3.0, -6.0)]
+
+
+def test_reports_and_sweeps_show_negative_losses(
+    online_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = plotting.new_axes(Figure(), 111, "", "", "")
+    jobs = [
+        {"values": {"optimizer.lr": lr}, "status": "completed", "final": {"mean": mean, "ci95": 2.0}}
+        for lr, mean in (("0.1", -5.0), ("0.2", -9.0))
+    ]
+    plotting.draw_sweep(axes, ["optimizer.lr"], jobs, "final")
+    assert axes.get_yscale() == "linear"
+    (container,) = axes.containers
+    assert [segment[:, 1].tolist() for segment in container[2][0].get_segments()] == [[-7.0, -3.0], [-11.0, -7.0]]
+    (run,), _ = find_runs([online_run])
+    drawn = []
+    with monkeypatch.context() as patched:
+        patched.setattr(figures, "_write", lambda *given: drawn.append(given[3]))
+        figures.curve_pictures(tmp_path, [run])
+    (axes,) = drawn
+    assert axes.get_yscale() == "linear"
+    assert len([line for line in axes.get_lines() if (line.get_ydata() <= 0).all() and len(line.get_ydata()) == 3]) == 2
 
 
 def test_pictures_show_the_episode():

@@ -470,7 +470,8 @@ def draw_sweep(axes: Axes, swept: Sequence[str], jobs: Sequence[Mapping[str, Any
     if logarithmic:  # a refused value that has no place on such an axis stands left of it
         left = min(x for x in abscissa.values() if x > 0) / 3
         abscissa = {value: x if x > 0 else left for value, x in abscissa.items()}
-    loss_axis = key in ("final", "sum")
+    known_means = [job[key]["mean"] for job in jobs if job[key] and job[key]["mean"] is not None]
+    loss_axis = key in ("final", "sum") and min(known_means, default=0) >= 0  # others are minus a gain
     palette = [COLOURS[name] for name in ("adam", "lstm", "nag", "rms", "sgd", "momentum")]
     fates = {"failed": "P", "diverged": "X"}
     seen, lows, highs = set(), [], []

@@ -137,10 +137,15 @@ def _draw_validations(axes: Axes, run: Run, style: Mapping[str, Any], steps: int
 
 
 def _limit(axes: Axes) -> None:
-    """A log axis whose limits are those of the means, not of wide bands or of optimizers that know nothing yet."""
-    axes.set_yscale("log")
+    """A log axis whose limits are those of the means, not of wide bands or of optimizers that know nothing yet.
+
+    Where losses are minus a gain, the axis stays as it is.
+    """
     own = [line for line in axes.lines if line.get_transform() == axes.transData]
     drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in own])
+    if (drawn < 0).any():
+        return
+    axes.set_yscale("log")
     drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
     if len(drawn):
         axes.set_ylim(0.7 * drawn.min(), min(axes.get_ylim()[1], 1.4 * drawn.max(), 1e3 * drawn.min()))
