@@ -260,7 +260,7 @@ class MazeProblem(Problem):
 
     def pictures(self, params: Params) -> Tensor:
         """An episode each: the agent's path, the darker the later, cells that it was in, and where it woke up."""
-        steps = list(self.play(params, "picture", 0, 1))
+        steps, places = list(self.play(params, "picture", 0, 1)), self.places("picture", 0, 1)
         canvases = self._canvases()
         for canvas, cells in zip(canvases, torch.stack([step.cell for step in steps]).unbind(1), strict=True):
             visits = torch.bincount(cells.flatten(), minlength=len(self.plan.moves))
@@ -275,7 +275,7 @@ class MazeProblem(Problem):
                 middle = PIXELS // 2
                 line = canvas[:, top + middle - 1 : bottom + middle + 1, left + middle - 1 : right + middle + 1]
                 line[:] = _blend(EARLY, LATE, t / len(steps)).to(canvas)[:, None, None]
-                if t and steps[t - 1].reward[row, 0] > 0:
+                if t and steps[t - 1].target[row, 0] == places[row, 0]:
                     marks.append((canvas, ends[0]))
         for canvas, corner in marks:
             _paint(canvas, corner, 6, AWAKE)
