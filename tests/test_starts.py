@@ -277,9 +277,10 @@ def test_long_trajectories_are_thinned_to_the_memory():
     problem = tasks()
     size = 4 * LAYOUT.size * TASKS
     for points, stored in [(10, range(10)), (5, range(0, 10, 2)), (4, range(0, 10, 3)), (1, range(0, 10, 10))]:
-        assert list(warpgrad(steps=10, memory=points * size).stored(problem)) == list(stored)
-    assert list(warpgrad(steps=10, every=4).stored(problem)) == [0, 4, 8]
-    assert list(warpgrad(steps=10, every=4, memory=2 * size).stored(problem)) == [0, 5]
+        assert list(warpgrad(steps=10, memory=points * size).stored(LAYOUT, TASKS)) == list(stored)
+    assert list(warpgrad(steps=10, every=4).stored(LAYOUT, TASKS)) == [0, 4, 8]
+    assert list(warpgrad(steps=10, every=4, memory=2 * size).stored(LAYOUT, TASKS)) == [0, 5]
+    assert "5 points of each of 3 trajectories, 0.000687 MB" in warpgrad(steps=10, every=2).stores(LAYOUT, TASKS)
     optimizer = adaptation(warp=WARP, start="random")
     estimates = list(warpgrad(memory=2 * size).estimates(optimizer, optimizer.prepare(problem)))
     assert len(estimates) == 2 * TASKS

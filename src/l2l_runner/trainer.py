@@ -236,6 +236,9 @@ class MetaTraining:
                 config.seed,
                 self.folder.path,
             )
+            stores = self.estimator.stores(config.optimizee.layout(), config.meta_batch)
+            if stores:
+                log.info("Stored of a meta-step: %s.", stores)
             return self._train(stop)
 
     def _train(self, stop: list[int]) -> Outcome:

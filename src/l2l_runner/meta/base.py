@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from l2l_runner.layout import Layout
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedOptimizer
 
@@ -74,6 +75,10 @@ class MetaGradient(ABC):
     @abstractmethod
     def description(self) -> str:
         """How it estimates, in the words of a log."""
+
+    def stores(self, layout: Layout, problems: int) -> str:
+        """What of the trajectories of so many problems it keeps in memory, in the words of a log; empty if nothing."""
+        return ""
 
     @abstractmethod
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from l2l_runner import streams
+from l2l_runner.layout import Layout
 from l2l_runner.meta.base import Estimate, Grads, MetaGradient, added
 from l2l_runner.meta.starts import LeapPull, through_start
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedOptimizer
 from l2l_runner.unroll import start, unroll
+
+SINGLE = 4  # bytes of a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +59,17 @@ class WarpGrad(MetaGradient):
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         return self._online(optimizer, problem) if self.algorithm == "online" else self._offline(optimizer, problem)
 
-    def stored(self, problem: Problem) -> range:
+    def stored(self, layout: Layout, problems: int) -> range:
         """The steps of a trajectory whose points are stored."""
-        size = problem.layout.size * len(problem.seeds) * torch.finfo(torch.float32).bits // 8
+        size = layout.size * problems * SINGLE
         return range(0, self.steps, max(self.every, -(-self.steps * size // self.memory)))
+
+    def stores(self, layout: Layout, problems: int) -> str:
+        if self.algorithm == "online":
+            return ""
+        points = len(self.stored(layout, problems))
+        size = points * layout.size * problems * SINGLE
+        return f"{points} points of each of {problems} trajectories, {size / 2**20:.3g} MB in single precision"
 
     def _online(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
@@ -79,7 +89,7 @@ class WarpGrad(MetaGradient):
     def _offline(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
         pull = LeapPull(point)
-        steps = self.stored(problem)
+        steps = self.stored(problem.layout, len(problem.seeds))
         points = point.params.new_empty(len(steps), *point.params.shape)
         for _, reached in unroll(problem, optimizer, point, self.steps):
             if point.step in steps:
