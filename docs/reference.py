@@ -27,6 +27,7 @@ GROUPS: dict[str, Mapping[str, type] | type] = {
     "evaluation": schema.Evaluation,
     "device": schema.Device,
     "data": schema.Data,
+    "logger": schema.LOGGERS,
     "budget": schema.Budget,
 }
 PRESETS = ("experiment", "recipe", "sweep")

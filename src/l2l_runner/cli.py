@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATHS = (
-    *("checkpoint", "init", "data.root", "hydra.run.dir", "hydra.sweep.dir"),
+    *("checkpoint", "init", "data.root", "logger.store", "hydra.run.dir", "hydra.sweep.dir"),
     *("optimizee.weights", "optimizee.content", "optimizee.style"),
     *("folder", "against", "keep", "art.content", "art.style", "art.new_style", "art.weights"),
 )

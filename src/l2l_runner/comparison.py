@@ -88,12 +88,12 @@ def write_comparison(folder: RunFolder, comparison: Comparison) -> str:
     """comparison.json, .csv and .png, and pictures.png where there are any; the table and the paths, to be printed."""
     summary = comparison.summary()
     paths = [folder.write_json("comparison.json", summary)]
-    paths += [folder.path / "comparison.csv", folder.path / "comparison.png"]
+    paths.append(folder.path / "comparison.csv")
     write_atomically(paths[1], summary_csv(summary).encode())
-    plotting.comparison(paths[2], summary)
+    paths.append(folder.draw(plotting.comparison, "comparison.png", summary))
     reached = {name: curves.pictures for name, curves in comparison.curves.items() if curves.pictures is not None}
     if reached:
-        paths.append(folder.path / "pictures.png")
         losses = {name: comparison.curves[name].finals for name in reached}
-        plotting.pictures(paths[3], comparison.optimizee, comparison.sources, reached, losses, comparison.gain)
+        shown = (comparison.optimizee, comparison.sources, reached, losses, comparison.gain)
+        paths.append(folder.draw(plotting.pictures, "pictures.png", *shown))
     return summary_table(summary) + "\n" + "\n".join(str(path) for path in paths)

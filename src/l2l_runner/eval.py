@@ -21,6 +21,7 @@ def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     from l2l_runner.folder import RunFolder
     from l2l_runner.runtime import machine_settings, runtime_of
     from l2l_runner.stopping import stop_requests
+    from l2l_runner.tracking import tracked
 
     source = _source("checkpoint", str(composed["checkpoint"]))
     content = checkpoint.load(source)
@@ -48,20 +49,27 @@ def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     seed = int(trained["seed"]) if config.seed is None else config.seed
     steps = config.evaluation.steps or int(trained["unroll"]["steps"])
     problems = config.evaluation.problems or config.optimizee.test_problems
-    with machine_settings(config.device.threads), stop_requests():
+    run = RunFolder(folder)
+    with (
+        machine_settings(config.device.threads),
+        stop_requests(),
+        tracked(run, config.logger, node) as tracker,
+    ):
         log.info("\n".join(origins))
         baselines = tuned_baselines(config.evaluation, config.optimizee, seed, steps, config.score, runtime)
         comparison = compare(
             learned, baselines, config.optimizee, seed, problems, steps, runtime, config.evaluation.chunk
         )
-    log.info(write_comparison(RunFolder(folder), comparison))
-    curves = comparison.curves[name]
-    return {
-        "status": "completed",
-        "score": curves.score(config.score),
-        "final": mean_ci(curves.finals),
-        "sum": mean_ci(curves.sums),
-    }
+        log.info(write_comparison(run, comparison))
+        curves = comparison.curves[name]
+        result = {
+            "status": "completed",
+            "score": curves.score(config.score),
+            "final": mean_ci(curves.finals),
+            "sum": mean_ci(curves.sums),
+        }
+        tracker.end(result)
+    return result
 
 
 def with_trained_optimizee(arguments: list[str]) -> list[str]:

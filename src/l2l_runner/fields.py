@@ -63,6 +63,11 @@ def path() -> Any:
     return _ruled("a path", lambda value: value != "")
 
 
+def filled() -> Any:
+    """A field that takes any word but the empty one."""
+    return _ruled("a word that isn't empty", lambda value: value != "")
+
+
 def did_you_mean(word: str, options: list[str]) -> str:
     """' Did you mean …?' where an option is close, else ''."""
     close = get_close_matches(word, options, n=1)

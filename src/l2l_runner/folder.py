@@ -6,9 +6,11 @@ import json
 import math
 import os
 import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from l2l_runner import checkpoint
 from l2l_runner.checkpoint import write_atomically
 from l2l_runner.errors import StorageError
 
@@ -35,11 +37,34 @@ def with_nan(value: Any) -> Any:
     return [with_nan(item) for item in value] if isinstance(value, list) else value
 
 
+class Tracker:
+    """Hears of all that is written to a run's folder, to show it elsewhere; this one doesn't."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl was written."""
+
+    def picture(self, path: Path) -> None:
+        """A picture was drawn."""
+
+    def content(self, path: Path, content: Any) -> None:
+        """A JSON file was written."""
+
+    def saved(self) -> None:
+        """A checkpoint was saved, from which a resumption would go on."""
+
+    def end(self, result: Mapping[str, Any]) -> None:
+        """The run has come to its end, with this result."""
+
+    def close(self, status: str) -> None:
+        """Nothing more will come: the run is FINISHED, was stopped (KILLED) or FAILED."""
+
+
 class RunFolder:
-    """Paths and records of one run."""
+    """Paths and records of one run, and what shows them elsewhere."""
 
     def __init__(self, path: Path):
         self.path = path
+        self.tracker = Tracker()
         self.best = path / "checkpoints" / "best.pt"
         self.last = path / "checkpoints" / "last.pt"
         self.metrics = path / "metrics.jsonl"
@@ -98,12 +123,14 @@ class RunFolder:
             with open(self.metrics, "ab") as file:
                 file.write(json.dumps(jsonable(record)).encode() + b"\n")
                 file.flush()
-                return file.tell()
+                size = file.tell()
         except OSError as error:
             raise StorageError(
                 f"{self.metrics} could not be written ({error.strerror}): make room or permit writing there, then go "
                 f"on with {self.how_to_resume}; the checkpoints are as they were last saved."
             ) from error
+        self.tracker.record(jsonable(record))
+        return size
 
     def truncate(self, size: int) -> None:
         """Forget the lines of metrics.jsonl beyond `size` bytes, which no checkpoint knows of."""
@@ -125,9 +152,31 @@ class RunFolder:
         """Write a JSON file of the folder, atomically."""
         path = self.path / name
         write_atomically(path, json.dumps(jsonable(content), indent=1).encode() + b"\n")
+        self.tracker.content(path, jsonable(content))
         return path
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the folder; None where it isn't there."""
         path = self.path / name
         return json.loads(path.read_text()) if path.exists() else None
+
+    def draw(self, plot: Callable[..., None], names: str | Sequence[str], *data: Any) -> Path:
+        """Have a function of `plotting` draw a picture of the folder, or the same one under several names; the first.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        paths = [self.path / name for name in ([names] if isinstance(names, str) else names)]
+        plot(paths[0] if isinstance(names, str) else paths, *data)
+        self.tracker.picture(paths[0])
+        return paths[0]
+
+    def save(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write a checkpoint of the folder, atomically.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        checkpoint.save(path, content)
+        if path == self.last:
+            self.tracker.saved()

@@ -116,7 +116,7 @@ class OnlineTraining:
     def _save(self, path: Path) -> None:
         state = checkpoint.run_state(self.composed, self.progress, self.optimizer, self.meta_optimizer)
         point = None if self.point is None else tuple(self.point)
-        checkpoint.save(path, {**state, "point": point, "pending": self.pending, "pictures": self.pictures})
+        self.folder.save(path, {**state, "point": point, "pending": self.pending, "pictures": self.pictures})
 
     def _where(self) -> str:
         progress = self.progress
@@ -290,7 +290,7 @@ class OnlineTraining:
 
     def _write(self, summary: Mapping[str, Any]) -> None:
         self.folder.write_json("online.json", summary)
-        plotting.online(self.folder.path / "online.png", summary)
+        self.folder.draw(plotting.online, "online.png", summary)
 
     def _draw_pictures(self) -> None:
         """pictures.png, where problems are pictures: a row a run, if none of those diverged."""
@@ -301,8 +301,9 @@ class OnlineTraining:
         seeds = optimizee.seeds(self.config.seed, "train", 0, runs, self.runtime.device)
         ends = {(r.run, r.arm): r.loss for r in self.readings if r.step == self.steps}
         names = {arm: plotting.arm_label(self.name, arm) for arm in ARMS}
-        plotting.pictures(
-            self.folder.path / "pictures.png",
+        picture = self.folder.draw(
+            plotting.pictures,
+            "pictures.png",
             optimizee.name,
             {name: picture.cpu() for name, picture in optimizee.sample(seeds, self.runtime).sources().items()},
             {names[arm]: torch.stack(pictures) / 255 for arm, pictures in self.pictures.items()},
@@ -310,7 +311,7 @@ class OnlineTraining:
             optimizee.gain,
             "runs",
         )
-        log.info("%s", self.folder.path / "pictures.png")
+        log.info("%s", picture)
 
     def _outcome(self) -> Outcome:
         readings = [reading for reading in self.readings if reading.arm == "learning"]

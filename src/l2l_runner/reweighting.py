@@ -164,7 +164,7 @@ class Reweighting:
     def _save(self) -> None:
         state = checkpoint.run_state(self.composed, self.progress)
         point = None if self.point is None else tuple(self.point)
-        checkpoint.save(self.folder.last, {**state, "point": point, "pending": self.pending})
+        self.folder.save(self.folder.last, {**state, "point": point, "pending": self.pending})
 
     def _where(self) -> str:
         if self.progress.trajectory == len(self.trajectories):
@@ -275,7 +275,7 @@ class Reweighting:
 
     def _write(self, summary: Mapping[str, Any]) -> None:
         self.folder.write_json("reweighting.json", summary)
-        plotting.reweighting(self.folder.path / "reweighting.png", summary)
+        self.folder.draw(plotting.reweighting, "reweighting.png", summary)
 
 
 def table(summary: Mapping[str, Any]) -> str:

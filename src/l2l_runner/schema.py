@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path, within
+from l2l_runner.fields import above, at_least, between, choice, did_you_mean, filled, parse, path, within
 from l2l_runner.kernels import KERNELS
 from l2l_runner.meta import FOMAML, MAML, PES, TBPTT, Direct, Imitation, Joint, Leap, MetaGradient, Reptile, WarpGrad
 from l2l_runner.optimizees import OPTIMIZEES, Imbalance, Optimizee, Problem, Scaled
@@ -395,6 +396,58 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Logger:
+    """Where a run is shown while it goes on, beside its folder.
+
+    Attributes:
+        name: of the logger.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    name: str = choice("none")
+
+    def check(self) -> None:
+        """Refuse what isn't installed.
+
+        Raises:
+            ConfigError: a package is missing.
+        """
+        # A folder of that name in the working directory is no package: it has no origin.
+        missing = [name for name in self.needs if getattr(find_spec(name), "origin", None) is None]
+        if missing:
+            raise ConfigError(
+                f"logger={self.name} needs {', '.join(missing)}, not installed here: pip install "
+                f"'l2l_runner[{self.name}]', or use logger=none."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoardLogger(Logger):
+    """TensorBoard's event files, in the run's folder."""
+
+    needs: ClassVar[tuple[str, ...]] = ("tensorboard",)
+    name: str = choice("tensorboard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLflowLogger(Logger):
+    """A run in an MLflow store on this machine, which many runs can share.
+
+    Attributes:
+        store: the store's folder.
+        experiment: what MLflow lists the run under.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("mlflow", "sqlalchemy", "alembic")
+    name: str = choice("mlflow")
+    store: str = path()
+    experiment: str = filled()
+
+
+LOGGERS: dict[str, type[Logger]] = {"none": Logger, "tensorboard": TensorBoardLogger, "mlflow": MLflowLogger}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tuning:
     """How a baseline's learning rate is found.
 
@@ -451,6 +504,7 @@ class TrainConfig:
         device: where to compute.
         kernel: what computes the LSTM: torch, cpp (the fused one), or auto, the fastest that can serve.
         data: where the data sets are.
+        logger: where the run is shown while it goes on, beside its folder.
         init: the checkpoint whose parameters are the start; null draws them at random.
         resume: the folder of the run to go on with; null starts a new one.
     """
@@ -467,6 +521,7 @@ class TrainConfig:
     device: Device
     kernel: str = choice(*KERNELS)
     data: Data
+    logger: Logger
     init: str | None = path()
     resume: str | None
 
@@ -509,6 +564,7 @@ class EvalConfig:
         device: where to compute.
         kernel: as in `train`.
         data: where the data sets are.
+        logger: as in `train`.
     """
 
     checkpoint: str
@@ -520,6 +576,7 @@ class EvalConfig:
     device: Device
     kernel: str = choice(*KERNELS)
     data: Data
+    logger: Logger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -620,6 +677,12 @@ def _parse_group(node: Any, path: str) -> Group | None:
     return None if node is None else parse(Group, node, path)
 
 
+def _parse_logger(node: Any) -> Logger:
+    logger: Logger = parse(_named(node, "logger", LOGGERS), node, "logger")
+    logger.check()
+    return logger
+
+
 def _parse_evaluation(node: Any, path: str) -> Any:
     if not isinstance(node, Mapping) or not isinstance(node.get("baselines"), Mapping):
         return node
@@ -646,6 +709,7 @@ def parse_train(node: Mapping[str, Any]) -> TrainConfig:
     parts["optimizer"] = parse_optimizer(node.get("optimizer"))
     parts["meta"] = parse(_named(node.get("meta"), "meta", METAS), node.get("meta"), "meta")
     parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "evaluation.")
+    parts["logger"] = _parse_logger(node.get("logger"))
     config = parse(TrainConfig, parts)
     if isinstance(config.optimizer, HandDesigned) and config.init is not None:
         raise ConfigError(
@@ -680,6 +744,7 @@ def parse_eval(node: Mapping[str, Any]) -> EvalConfig:
     parts = dict(node)
     parts["optimizee"] = parse_optimizee(node.get("optimizee"))
     parts["evaluation"] = _parse_evaluation(node.get("evaluation"), "")
+    parts["logger"] = _parse_logger(node.get("logger"))
     return parse(EvalConfig, parts)
 
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from l2l_runner.errors import StorageError
 from l2l_runner.stopping import Stopped, relayed
 
-WHERE = ("resume", "data", "device.name", "device.threads", "kernel")
+WHERE = ("resume", "data", "device.name", "device.threads", "kernel", "logger")
 """Keys that say where and with what help a run is computed, but not what: unless a sweep goes over them."""
 
 POLL = 0.5  # seconds

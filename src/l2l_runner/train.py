@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from l2l_runner.cli import conf_folder, launch, overrides_of, resumed, with_firs
 def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     """Train what a composed configuration describes, in the folder `path`; the result, with its score."""
     from dataclasses import asdict
+    from functools import partial
 
     from l2l_runner import distributed, schema, trainer
     from l2l_runner.folder import RunFolder
@@ -18,6 +20,7 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     from l2l_runner.optimizers import HandDesigned
     from l2l_runner.reweighting import Reweighting
     from l2l_runner.runtime import machine_settings, runtime_of
+    from l2l_runner.tracking import tracked
 
     config = schema.parse_train(composed)
     config.check_processes(distributed.count())
@@ -25,19 +28,24 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     distributed.use(runtime.device)
     folder = RunFolder(path)
     with machine_settings(config.device.threads), distributed.how_to_go_on(folder.how_to_resume):
+        job: Callable[[], Any]
         if isinstance(config.meta, schema.Reweight):
-            reweighting = Reweighting(config, composed, folder, runtime)
-            folder.accept()
-            return reweighting.train()
-        if isinstance(config.optimizer, HandDesigned):
+            job = Reweighting(config, composed, folder, runtime).train
+        elif isinstance(config.optimizer, HandDesigned):
+            folder.truncate(0)
             name = str(composed["optimizer"]["name"])
-            folder.accept()
-            return asdict(trainer.run_hand_designed(config, config.optimizer, name, folder, runtime))
-        kind = OnlineTraining if isinstance(config.meta, schema.Online) else trainer.MetaTraining
-        training = kind(config, composed, folder, runtime)
+            job = partial(trainer.run_hand_designed, config, config.optimizer, name, folder, runtime)
+        else:
+            kind = OnlineTraining if isinstance(config.meta, schema.Online) else trainer.MetaTraining
+            job = kind(config, composed, folder, runtime).train
         if distributed.first():
             folder.accept()
-        return asdict(training.train())
+        logger = config.logger if distributed.first() else schema.Logger(name="none")
+        with tracked(folder, logger, composed) as tracker:
+            outcome = job()
+            result = outcome if isinstance(outcome, dict) else asdict(outcome)
+            tracker.end(result)
+    return result
 
 
 def with_own_experiment(arguments: list[str]) -> list[str]:

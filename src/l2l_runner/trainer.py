@@ -27,6 +27,8 @@ from l2l_runner.stopping import stop_point, stop_requests
 
 log = logging.getLogger(__name__)
 
+CURVE = 50  # intervals between those points of a validation's mean curve that metrics.jsonl keeps
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -81,6 +83,13 @@ def learning_rate(meta: Meta, step: int) -> float:
     return meta.lr * rising * decay
 
 
+def thinned(curve: list[float]) -> dict[str, list[Any]]:
+    """At most 51 points of a curve, evenly spread from its first to its last: their `steps` and `loss`."""
+    last = len(curve) - 1
+    steps = sorted({round(last * part / CURVE) for part in range(CURVE + 1)})
+    return {"steps": steps, "loss": [curve[step] for step in steps]}
+
+
 def meta_update(
     meta_optimizer: torch.optim.Optimizer,
     optimizer: LearnedOptimizer,
@@ -122,10 +131,9 @@ def run_hand_designed(
         curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk, stop_point)
     summary = Comparison(optimizee.name, {name: curves}, {name: optimizer.lr}, gain=optimizee.gain).summary()
     entry = summary["optimizers"][name]
-    folder.truncate(0)
     for step, (loss, ci95) in enumerate(zip(entry["curve"], entry["ci95"], strict=True)):
         folder.log({"event": "step", "step": step, "loss": loss, "ci95": ci95})
-    plotting.single_curve(folder.path / "curve.png", name, summary)
+    folder.draw(plotting.single_curve, "curve.png", name, summary)
     log.info(
         "%s at lr %.3g on %d validation problems of %s, %d steps: final loss %.4g ± %.2g, sum of losses %.4g ± %.2g, "
         "%d diverged",
@@ -209,7 +217,7 @@ class MetaTraining:
     def _save(self, path: Path) -> None:
         if distributed.first():
             state = checkpoint.run_state(self.composed, self.progress, self.optimizer, self.meta_optimizer)
-            checkpoint.save(path, state)
+            self.folder.save(path, state)
 
     def _record(self, **record: Any) -> None:
         if distributed.first():
@@ -382,6 +390,7 @@ class MetaTraining:
             diverged=int(curves.diverged.sum()),
             best_score=self.progress.best_score,
             best_step=self.progress.best_step,
+            curve=thinned(curves.losses.mean(1).tolist()),
         )
         if distributed.first():
             self._draw(curves, shown)
@@ -420,8 +429,9 @@ class MetaTraining:
         summary = Comparison(optimizee.name, {self.name: curves}, {self.name: None}, gain=optimizee.gain).summary()
         summary["optimizers"] |= shown
         records = self.folder.records()
-        plotting.learning(
-            [self.folder.path / "learning.png", self.folder.frames / f"{self.progress.step:08d}.png"],
+        self.folder.draw(
+            plotting.learning,
+            ["learning.png", f"frames/{self.progress.step:08d}.png"],
             self.progress.step,
             self.meta.steps,
             summary,
@@ -435,7 +445,7 @@ class MetaTraining:
         )
 
     def _animate(self) -> None:
-        plotting.animation(self.folder.path / "learning.gif", sorted(self.folder.frames.glob("*.png")))
+        self.folder.draw(plotting.animation, "learning.gif", sorted(self.folder.frames.glob("*.png")))
 
     def _compare(self, baselines: Mapping[str, HandDesigned]) -> dict[str, dict[str, float]]:
         """On held-out problems; the learned optimizer's metrics there."""

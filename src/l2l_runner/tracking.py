@@ -1,0 +1,324 @@
+"""Showing a run elsewhere while it goes on: in TensorBoard, or in an MLflow store on this machine.
+
+What is shown is a copy of what is in the run's folder, and of nothing else: metrics.jsonl stays the record. A run that
+is resumed is shown anew from that record, so that nothing is there twice, and nothing that no checkpoint knows of; so
+a logger can also be given to a run that had none.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import shutil
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from l2l_runner.errors import StorageError, reason
+from l2l_runner.folder import RunFolder, Tracker, jsonable
+from l2l_runner.resuming import Stopped
+from l2l_runner.schema import Logger, MLflowLogger, TensorBoardLogger
+
+LABELS = ("run", "proportion", "arm")
+"""Fields of records that say which trajectory they are of."""
+
+
+class Point(NamedTuple):
+    """A number to be shown.
+
+    Attributes:
+        line: what the curve belongs to, where a chart has several: a trajectory, an optimizer; empty where it has one.
+        tag: the chart.
+        step: its place on the curve.
+        value: NaN where it isn't finite.
+    """
+
+    line: str
+    tag: str
+    step: int
+    value: float
+
+
+def points_of(record: Mapping[str, Any]) -> Iterator[Point]:
+    """All numbers of a line of metrics.jsonl; the curve of a validation if none was better before."""
+    event, step = str(record["event"]), int(record["step"])
+    line = "/".join(f"{key}-{record[key]}" for key in LABELS if key in record)
+    for key, value in record.items():
+        if key not in ("event", "step", "curve", *LABELS):
+            yield from (Point(line, tag, step, number) for tag, number in _numbers(f"{event}/{key}", value))
+    if "curve" in record and record["best_step"] == step:  # of all validations there would be too many
+        for at, loss in zip(record["curve"]["steps"], record["curve"]["loss"], strict=True):
+            yield Point(f"{event}-{step:08d}", f"{event}/curve", at, math.nan if loss is None else loss)
+
+
+def points_of_comparison(summary: Mapping[str, Any]) -> Iterator[Point]:
+    """The curves of a comparison.json, and its figures at their ends."""
+    for name, entry in summary["optimizers"].items():
+        line = f"comparison-{name}"
+        for step, loss in enumerate(entry["curve"]):
+            yield Point(line, "comparison/loss", step, math.nan if loss is None else loss)
+        for key in ("sum", "final", "diverged", "metrics"):
+            numbers = _numbers(f"comparison/{key}", entry[key])
+            yield from (Point(line, tag, summary["steps"], number) for tag, number in numbers)
+
+
+def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
+    """The numbers of a nested value with their paths; null is one that wasn't finite, and words are none."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(f"{path}/{key}", item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _numbers(f"{path}/{index}", item)
+    elif not isinstance(value, str):
+        yield path, math.nan if value is None else float(value)
+
+
+def settings_of(composed: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """A configuration's keys, dotted as on the command line; what says nothing about the result is left out."""
+    found: dict[str, Any] = {}
+    for key, value in composed.items():
+        if isinstance(value, Mapping) and value:
+            found |= settings_of(value, f"{path}{key}.")
+        elif f"{path}{key}" != "resume":
+            found[f"{path}{key}"] = value
+    return found if path else {key: value for key, value in found.items() if not key.startswith("logger.")}
+
+
+@contextmanager
+def tracked(folder: RunFolder, logger: Logger, composed: Mapping[str, Any]) -> Iterator[Tracker]:
+    """Show what is written to a run's folder meanwhile; what is there already is shown first.
+
+    Raises:
+        StorageError: what shows it cannot be written.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        folder.tracker = TensorBoard(folder, composed)
+    elif isinstance(logger, MLflowLogger):
+        folder.tracker = MLflow(folder, logger, composed)
+    status = "FAILED"
+    try:
+        yield folder.tracker
+        status = "FINISHED"
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        folder.tracker.close(status)
+        folder.tracker = Tracker()
+
+
+class Shown(Tracker):
+    """What all ways of showing have in common: records, comparisons and results become points."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self.step = 0  # of pictures: that of the last record, or the number of records where their steps begin anew
+        for record in folder.records():
+            self.record(record)
+
+    @abstractmethod
+    def show(self, points: Sequence[Point]) -> None:
+        """Points of any curves, each curve's in their order."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        self.step = self.step + 1 if any(label in record for label in LABELS) else int(record["step"])
+        self.show(list(points_of(record)))
+
+    def content(self, path: Path, content: Any) -> None:
+        if path.name == "comparison.json":
+            self.show(list(points_of_comparison(content)))
+
+    def end(self, result: Mapping[str, Any]) -> None:
+        self.finish(list(points_of({"event": "result", "step": self.step, **jsonable(dict(result))})))
+
+    @abstractmethod
+    def finish(self, figures: Sequence[Point]) -> None:
+        """The figures of the result."""
+
+
+class TensorBoard(Shown):
+    """Event files in the run's folder: of the run itself, and in a folder each those of lines that share a chart.
+
+    Where there are files of before, the new ones begin with the mark that makes TensorBoard forget what it has read.
+    """
+
+    def __init__(self, folder: RunFolder, composed: Mapping[str, Any]):
+        self.path, self.settings = folder.path / "tensorboard", settings_of(composed)
+        self.writers: dict[str, Any] = {}
+        self.lines: set[Path] = set()
+        self._writer("")
+        super().__init__(folder)
+        frames = sorted(folder.frames.glob("*.png")) if folder.records() else []
+        for frame in frames:
+            if int(frame.stem) <= self.step:
+                self._show_picture("learning", frame, int(frame.stem))
+
+    def _writer(self, line: str) -> Any:
+        """The writer of a line, besides the run's own the only open one: a line that has ended isn't come back to."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if line not in self.writers:
+            for ended in [other for other in self.writers if other]:
+                self.writers.pop(ended).close()
+            path = self.path / line
+            before = [int(file.name.split(".")[3]) for file in path.glob("events.out.tfevents.*")]
+            if before and max(before) >= int(time.time()):
+                time.sleep(1)  # files are read in the order of their names, which have the second that they are of
+            self.writers[line] = SummaryWriter(str(path), purge_step=0 if before else None, flush_secs=10)
+            self.lines.add(path)
+        return self.writers[line]
+
+    def show(self, points: Sequence[Point]) -> None:
+        for line, tag, step, value in points:
+            self._writer(line).add_scalar(tag, value, step)
+
+    def picture(self, path: Path) -> None:
+        if path.suffix == ".png":
+            self._show_picture(path.stem, path, self.step)
+
+    def _show_picture(self, tag: str, path: Path, step: int) -> None:
+        with Image.open(path) as picture:
+            self._writer("").add_image(tag, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def saved(self) -> None:
+        for writer in self.writers.values():
+            writer.flush()
+
+    def finish(self, figures: Sequence[Point]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        self.show(figures)
+        plain = {key: v if isinstance(v, (bool, int, float, str)) else str(v) for key, v in self.settings.items()}
+        for summary in hparams(plain, {figure.tag: figure.value for figure in figures}):  # type: ignore[no-untyped-call]
+            self._writer("").file_writer.add_summary(summary)
+
+    def close(self, status: str) -> None:
+        with suppress(OSError):  # a full disk has been told of by metrics.jsonl
+            for writer in self.writers.values():
+                writer.close()
+        for line in {file.parent for file in self.path.rglob("events.out.tfevents.*")} - self.lines - {self.path}:
+            shutil.rmtree(line, ignore_errors=True)  # of what went otherwise when the run was resumed
+
+
+class MLflow(Shown):
+    """A run in an MLflow store: parameters, metrics, pictures, results and the best checkpoint.
+
+    Points are written when a checkpoint is saved, because MLflow forgets none: so it never has any that a resumption
+    would compute otherwise.
+    """
+
+    FOLDER = "l2l_runner.folder"  # the tag by which a run is found again
+
+    def __init__(self, folder: RunFolder, logger: MLflowLogger, composed: Mapping[str, Any]):
+        self.store = Path(logger.store).expanduser().absolute()
+        self.points: list[Point] = []
+        self.files: dict[Path, None] = {}
+        self.known: set[tuple[str, int, str]] = set()
+        with self._writing():
+            self.store.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.store / "mlflow.lock")  # SQLite has one writer at a time, and gives up soon
+        super().__init__(folder)
+        with self._writing(), self.lock:
+            self._open(logger.experiment, settings_of(composed))
+            self._commit()
+
+    def _open(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Go on with the folder's run where it has one with something in it, else begin one."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves this machine
+        from mlflow.entities import Param, RunTag
+        from mlflow.tracking import MlflowClient
+
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        self.client = MlflowClient(f"sqlite:///{self.store / 'mlflow.db'}")
+        experiment = self.client.get_experiment_by_name(name)
+        number = (
+            self.client.create_experiment(name, (self.store / "artifacts").as_uri())
+            if experiment is None
+            else experiment.experiment_id
+        )
+        path = str(self.folder.path)
+        quote = '"' if "'" in path else "'"
+        found = self.client.search_runs([number], f"tags.`{self.FOLDER}` = {quote}{path}{quote}", max_results=1)
+        if found and self.points:
+            run = found[0]
+            self.client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = self.client.create_run(number, tags={self.FOLDER: path}, run_name="/".join(Path(path).parts[-2:]))
+        self.run = run.info.run_id
+        for key in run.data.metrics:
+            history = self.client.get_metric_history(self.run, key)
+            self.known |= {(key, metric.step, repr(metric.value)) for metric in history}
+        given = {key: str(value)[:6000] for key, value in settings.items()}
+        params = [Param(key, value) for key, value in given.items() if key not in run.data.params]
+        # MLflow's parameters stay as they are; what a resumption has changed becomes a tag.
+        tags = [RunTag(k, v) for k, v in given.items() if run.data.params.get(k, v) != v]
+        for at in range(0, len(params), 100):  # as many as it takes at once
+            self.client.log_batch(self.run, params=params[at : at + 100])
+        self.client.log_batch(self.run, tags=tags)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with warnings.catch_warnings():
+                # MLflow uses something that newer versions of SQLAlchemy deprecate.
+                warnings.filterwarnings("ignore", message=".*``noload`` loader", category=DeprecationWarning)
+                yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise StorageError(
+                f"The MLflow store {self.store} could not be used ({reason(error)}): make room or permit writing "
+                "there, give another folder as logger.store=FOLDER, or use logger=none."
+            ) from error
+
+    def show(self, points: Sequence[Point]) -> None:
+        self.points += points
+
+    def picture(self, path: Path) -> None:
+        self.files[path] = None
+
+    def content(self, path: Path, content: Any) -> None:
+        super().content(path, content)
+        self.files[path] = None
+
+    def saved(self) -> None:
+        with self._writing(), self.lock:
+            self._commit()
+
+    def _commit(self) -> None:
+        from mlflow.entities import Metric
+
+        now, metrics = time.time_ns() // 1_000_000, []
+        for line, tag, step, value in self.points:
+            key = re.sub(r"[^/\w.\- :]", "_", f"{line}/{tag}" if line else tag)
+            if (key, step, repr(value)) not in self.known:
+                metrics.append(Metric(key, value, now, step))
+        for at in range(0, len(metrics), 1000):
+            self.client.log_batch(self.run, metrics=metrics[at : at + 1000])
+        for path in self.files:
+            inside = path.parent.relative_to(self.folder.path)
+            self.client.log_artifact(self.run, str(path), None if inside == Path() else str(inside))
+        self.points, self.files = [], {}
+
+    def finish(self, figures: Sequence[Point]) -> None:
+        self.show(figures)
+        self.saved()
+
+    def close(self, status: str) -> None:
+        with self._writing(), self.lock:
+            if self.folder.best.exists():
+                self.client.log_artifact(self.run, str(self.folder.best), "checkpoints")
+            self.client.set_terminated(self.run, status)
