@@ -248,3 +248,15 @@ def test_a_refused_run_leaves_the_next_one_free_to_go(tmp_path: Path) -> None:
     assert dict(os.environ) == before
     assert train(tmp_path / "good", *QUICK, "meta.steps=0").code == 0
     assert best(tmp_path / "good")["progress"]["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("meta", "given", "named"),
+    [
+        ("online", ["optimizer=hypergradient", "evaluate=false"], "meta=online has no use for evaluate:"),
+        ("online", ["optimizer=hypergradient", "meta_batch=3", "evaluate=true"], "evaluate and meta_batch"),
+        ("reweight", ["optimizee=imbalance", "optimizer=sgd", "score=sum"], "meta=reweight has no use for score:"),
+    ],
+)
+def test_keys_that_a_run_has_no_use_for_are_refused(tmp_path: Path, meta: str, given: list[str], named: str) -> None:
+    assert_one_sentence(train(tmp_path / "run", f"meta={meta}", *given, "device=cpu"), named, "leave that out")

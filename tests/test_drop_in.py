@@ -297,6 +297,7 @@ def test_a_model_on_two_processes_learns_as_on_one(tmp_path: Path) -> None:
     torch.testing.assert_close(ends[0]["weight"], model.weight.detach(), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's own
 def test_it_trains_under_lightning(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
 

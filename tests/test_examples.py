@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from problems import DATA, needs_mnist
 from running import ROOT
 
 
@@ -49,3 +50,18 @@ def test_learned_rates_print_what_the_documentation_shows(tmp_path: Path) -> Non
         re.findall(r"-?\d\.\d{3}", ended.stdout), re.findall(r"-?\d\.\d{3}", shown), strict=False
     ):
         assert abs(float(mine) - float(documented)) < 0.03
+
+
+@needs_mnist
+def test_a_model_of_torchvision_learns_with_a_learned_optimizer_and_with_adam(tmp_path: Path) -> None:
+    script = str(ROOT / "examples" / "torchvision_model.py")
+    command = [sys.executable, "-W", "error", script, str(DATA.absolute()), "shufflenet_v2_x0_5", "12"]
+    ended = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = re.findall(
+        r"^(\w+).* mean loss (\d\.\d{3}), of the last ten steps (\d\.\d{3})$", ended.stdout, re.MULTILINE
+    )
+    assert [name for name, *_ in found] == ["learned", "adam", "adam", "adam", "adam"]
+    # At the start, ten classes cost log 10 = 2.3; Adam's highest rate overshoots first.
+    assert all(float(last) < 2.3 for _, _, last in found[:4])
+    assert all(float(mean) < 3.5 for _, mean, _ in found)

@@ -20,7 +20,8 @@ from PIL import Image
 
 from l2l_runner import schema
 from l2l_runner.folder import RunFolder
-from l2l_runner.resuming import FREE_KEYS, Stopped
+from l2l_runner.resuming import FREE_KEYS
+from l2l_runner.stopping import Stopped
 from l2l_runner.tracking import tracked
 from l2l_runner.trainer import thinned
 from running import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import pairwise
@@ -365,6 +365,10 @@ METAS: dict[str, type[Meta] | type[Online] | type[Reweight]] = {
     "online": Online,
     "reweight": Reweight,
 }
+
+
+UNUSED = {"online": ("evaluate", "meta_batch"), "reweight": ("evaluate", "meta_batch", "score")}
+"""Keys that all configurations have, though some kinds of runs have no use for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -733,6 +737,17 @@ def parse_train(node: Mapping[str, Any]) -> TrainConfig:
         if isinstance(config.meta, Meta):
             config.meta.horizons(config.unroll)
     return config
+
+
+def check_given(config: TrainConfig, given: Iterable[str]) -> None:
+    """Refuse keys that a user has given to a run that has no use for them.
+
+    Raises:
+        ConfigError: there is such a key.
+    """
+    unused = sorted(set(UNUSED.get(config.meta.name, ())) & set(given))
+    if unused and config.resume is None:  # what a run was begun with can't be taken back
+        raise ConfigError(f"meta={config.meta.name} has no use for {' and '.join(unused)}: leave that out.")
 
 
 def parse_eval(node: Mapping[str, Any]) -> EvalConfig:

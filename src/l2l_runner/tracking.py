@@ -26,8 +26,8 @@ from PIL import Image
 
 from l2l_runner.errors import StorageError, reason
 from l2l_runner.folder import RunFolder, Tracker, jsonable
-from l2l_runner.resuming import Stopped
 from l2l_runner.schema import Logger, MLflowLogger, TensorBoardLogger
+from l2l_runner.stopping import Stopped
 
 LABELS = ("run", "proportion", "arm")
 """Fields of records that say which trajectory they are of."""

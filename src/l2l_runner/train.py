@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from l2l_runner.cli import conf_folder, launch, overrides_of, resumed, with_first
 
 
@@ -24,6 +26,7 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
 
     config = schema.parse_train(composed)
     config.check_processes(distributed.count())
+    schema.check_given(config, overrides_of(HydraConfig.get().overrides.task))
     runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
     distributed.use(runtime.device)
     folder = RunFolder(path)
