@@ -26,7 +26,8 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
 
     config = schema.parse_train(composed)
     config.check_processes(distributed.count())
-    schema.check_given(config, overrides_of(HydraConfig.get().overrides.task))
+    if distributed.first():  # the others weren't given anything
+        schema.check_given(config, overrides_of(HydraConfig.get().overrides.task))
     runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
     distributed.use(runtime.device)
     folder = RunFolder(path)
