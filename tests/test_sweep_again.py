@@ -234,7 +234,8 @@ def test_a_launcher_keeps_runs_and_records_failures(learned: Path, tmp_path: Pat
     assert (new / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
     assert last(new)["config"]["device"]["threads"] == 1
     after = snapshot(folder / "0")
-    assert {name for name in kept if not name.startswith(".hydra/") and after[name] != kept[name]} == set()
+    touched = {name for name in kept if not name.startswith(".hydra/") and after[name] != kept[name]}
+    assert touched <= {"train.log"}  # in which submitit says that it has done its job
 
 
 LONG = [item for item in FREE if not item.startswith("meta.")]
