@@ -53,7 +53,8 @@ def test_every_experiment_runs(tmp_path: Path, name: str) -> None:
     (meta,) = [choice["override /meta"] for choice in preset["defaults"] if "override /meta" in choice] or ["tbptt"]
     grown = ["meta.curriculum=[2]"] if "curriculum" in preset.get("meta", {}) else []
     few = [*(SHORT if meta in ESTIMATORS else ONCE), *grown, *FEW, *CRUDE, *given(name)]
-    few += FEWER if "cifar" in name else ["unroll.length=2"] if "maze" in name else []
+    more = {"cifar": FEWER, "omniglot": ["optimizee.filters=4", "optimizee.minibatch=4"], "maze": ["unroll.length=2"]}
+    few += [setting for part, settings in more.items() if part in name for setting in settings]
     ended = train(run, f"experiment={name}", *few, *CPU)
     assert ended.code == 0, ended.err
     if meta in ESTIMATORS:
