@@ -167,6 +167,14 @@ def test_a_changed_byte_is_noticed_unless_it_means_nothing(reference: Path, tmp_
     assert refused > 150
 
 
+def test_a_tensor_that_is_marked_as_a_folder_is_not_read_as_garbage(quick: Path, tmp_path: Path) -> None:
+    whole, path = (quick / "checkpoints" / "best.pt").read_bytes(), tmp_path / "a.pt"
+    entry = whole.index(b"PK\x01\x02")  # of the archive's directory; its attributes are at byte 38
+    path.write_bytes(whole[: entry + 38] + b"\x10" + whole[entry + 39 :])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_is_not_run(tmp_path: Path, zipped: bool) -> None:
     path, made = tmp_path / "a.pt", tmp_path / "made"

@@ -27,6 +27,7 @@ from l2l_runner.optimizers import LEARNED, HandDesigned, LearnedOptimizer
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 
 FORMAT = 1
+FOLDER = 0x10  # the attribute of a folder in a ZIP archive
 SINCE = {"module": {"labels": None}}  # what keys that optimizees of older checkpoints haven't got stand for in them
 _KEYS = {"format", "config", "optimizer", "meta_optimizer", "progress"}
 
@@ -106,7 +107,8 @@ def load(path: Path) -> dict[str, Any]:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch.load doesn't look at the checksums
+            # torch.load doesn't look at the checksums, and of what is marked as a folder it reads nothing.
+            if archive.testzip() is not None or any(entry.external_attr & FOLDER for entry in archive.infolist()):
                 raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
