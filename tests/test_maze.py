@@ -403,6 +403,10 @@ def test_the_maze_alone_is_the_warp_rnn_learning_online(online_run: Path) -> Non
         assert all(loss["mean"] <= 0 for loss in arm["loss"])
         assert all(metric["mean"] >= 0 for metric in arm["metrics"]["return"])
     assert best(online_run)["optimizer"]["gates.cell.project.weight"].any()
+    assert (
+        read_json(online_run / "result.json")["metrics"]["return"]
+        == summary["arms"]["learning"]["metrics"]["return"][-1]
+    )
     for picture in ("online.png", "pictures.png"):
         assert (online_run / picture).stat().st_size > 10_000
 

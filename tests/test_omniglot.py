@@ -27,6 +27,7 @@ from l2l_runner.optimizees import omniglot
 from l2l_runner.optimizees.omniglot import ALPHABETS, distorted, load_tasks
 from l2l_runner.runtime import Runtime
 from problems import RUNTIME, needs_omniglot, optimizee, scattered
+from running import evaluate, read_csv, read_json, train
 
 CPU = torch.device("cpu")
 PARTS = ("images_background", "images_evaluation")
@@ -220,13 +221,13 @@ def test_a_task_is_twenty_characters_of_15_and_5_drawings(noisy: Runtime) -> Non
     assert sorted(tasks.alphabets) == sorted(name for name, own in DRAWINGS.items() if len(own) >= 20)
     assert tasks.train.shape == (ALPHABETS, 300, 28, 28)
     assert tasks.test.shape == (ALPHABETS, 100, 28, 28)
-    for name, train, test in zip(tasks.alphabets, tasks.train, tasks.test, strict=True):
-        characters = train[::15, 0, 0]
+    for name, training, test in zip(tasks.alphabets, tasks.train, tasks.test, strict=True):
+        characters = training[::15, 0, 0]
         assert len(characters.unique()) == 20
-        assert torch.equal(train[:, 0, 0], characters.repeat_interleave(15))
+        assert torch.equal(training[:, 0, 0], characters.repeat_interleave(15))
         assert torch.equal(test[:, 0, 0], characters.repeat_interleave(5))
         own = {drawing.numpy().tobytes() for drawing in DRAWINGS[name][characters.long()].flatten(0, 1)}
-        parts = [{drawing.numpy().tobytes() for drawing in part} for part in (train, test)]
+        parts = [{drawing.numpy().tobytes() for drawing in part} for part in (training, test)]
         assert [len(part) for part in parts] == [300, 100]
         assert parts[0] | parts[1] == own
 
@@ -554,3 +555,42 @@ def test_a_step_can_be_differentiated_in_the_layers(noisy: Runtime, vectorised: 
             with torch.no_grad():
                 layer -= sign * 1e-6 * direction
         assert (found * direction).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+# Runs
+
+TINY = ["optimizee=omniglot", "optimizee.filters=2", "optimizee.minibatch=4", "optimizee.pretrain_alphabets=2"]
+TINY += ["optimizee.test_alphabets=2", "optimizee.validation_problems=2", "optimizee.test_problems=5"]
+TINY += ["unroll.steps=2", "meta.steps=1", "meta_batch=1", "device=cpu", "device.threads=1"]
+
+
+@pytest.mark.usefixtures("sketches")
+def test_results_of_no_meta_training_are_of_the_same_problems_as_others(noisy: Runtime, tmp_path: Path) -> None:
+    """The losses of validation problems, and the metrics of held-out ones where they are compared."""
+    arguments = [*TINY, "optimizer=none", f"data.root={noisy.data_root}", "evaluation.tune.enabled=false"]
+    for name in ("true", "false"):
+        ended = train(tmp_path / name, *arguments, f"evaluate={name}")
+        assert ended.code == 0, ended.err
+    compared, alone = (read_json(tmp_path / name / "result.json") for name in ("true", "false"))
+    assert {key: compared[key] for key in ("score", "final", "sum")} == {
+        key: alone[key] for key in ("score", "final", "sum")
+    }
+    assert compared["metrics"] == read_json(tmp_path / "true" / "comparison.json")["optimizers"]["none"]["metrics"]
+    assert compared["metrics"] != alone["metrics"]
+
+
+@pytest.mark.usefixtures("sketches")
+def test_results_of_an_evaluation_count_a_task_once_and_have_accuracies(noisy: Runtime, tmp_path: Path) -> None:
+    data = f"data.root={noisy.data_root}"
+    assert train(tmp_path / "run", *TINY, "optimizer=warp_leap", "evaluate=false", data).code == 0
+    ended = evaluate(tmp_path / "eval", f"checkpoint={tmp_path / 'run'}", "tune.enabled=false", "device=cpu", data)
+    assert ended.code == 0, ended.err
+    result, summary = (read_json(tmp_path / "eval" / f"{name}.json") for name in ("result", "comparison"))
+    entry = summary["optimizers"]["warp_leap"]
+    assert (summary["problems"], summary["tasks"]) == (5, 2)
+    assert {key: result[key] for key in ("final", "sum", "metrics")} == {
+        key: entry[key] for key in ("final", "sum", "metrics")
+    }
+    row = read_csv(tmp_path / "eval" / "comparison.csv")[0]
+    assert float(row["mean_accuracy_ci95"]) == entry["readings"]["accuracy"]["mean"]["ci95"]
+    assert float(row["accuracy_mean"]) == result["metrics"]["accuracy"]["mean"]

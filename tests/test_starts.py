@@ -275,14 +275,18 @@ def test_warp_leap_learns_the_start_as_leap_does():
 
 def test_long_trajectories_are_thinned_to_the_memory():
     problem = tasks()
+    single, double = torch.float32, torch.float64
     size = 4 * LAYOUT.size * TASKS
     for points, stored in [(10, range(10)), (5, range(0, 10, 2)), (4, range(0, 10, 3)), (1, range(0, 10, 10))]:
-        assert list(warpgrad(steps=10, memory=points * size).stored(LAYOUT, TASKS)) == list(stored)
-    assert list(warpgrad(steps=10, every=4).stored(LAYOUT, TASKS)) == [0, 4, 8]
-    assert list(warpgrad(steps=10, every=4, memory=2 * size).stored(LAYOUT, TASKS)) == [0, 5]
-    assert "5 points of each of 3 trajectories, 0.000687 MB" in warpgrad(steps=10, every=2).stores(LAYOUT, TASKS)
+        assert list(warpgrad(steps=10, memory=points * size).stored(LAYOUT, TASKS, single)) == list(stored)
+    assert list(warpgrad(steps=10, every=4).stored(LAYOUT, TASKS, single)) == [0, 4, 8]
+    assert list(warpgrad(steps=10, every=4, memory=2 * size).stored(LAYOUT, TASKS, single)) == [0, 5]
+    assert list(warpgrad(steps=10, every=4, memory=4 * size).stored(LAYOUT, TASKS, double)) == [0, 5]
+    for dtype, size_said in [(single, "0.000687 MB"), (double, "0.00137 MB")]:
+        said = warpgrad(steps=10, every=2).stores(LAYOUT, TASKS, dtype)
+        assert said == f"5 points of each of 3 trajectories, {size_said}"
     optimizer = adaptation(warp=WARP, start="random")
-    estimates = list(warpgrad(memory=2 * size).estimates(optimizer, optimizer.prepare(problem)))
+    estimates = list(warpgrad(memory=4 * size).estimates(optimizer, optimizer.prepare(problem)))
     assert len(estimates) == 2 * TASKS
 
 
@@ -393,7 +397,7 @@ def test_nothing_of_a_meta_step_is_left_behind(name):
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("changes", [{"own": True}, {"warp": WARP}])
+@pytest.mark.parametrize("changes", [{"own": True, "fresh": ("theta",)}, {"warp": WARP}])
 def test_what_an_optimizee_cannot_give_is_refused(changes):
     config = {"lr": LR, "start": "learned", "fresh": (), "own": False, "warp": None, "transform": "none", **changes}
     with pytest.raises(ConfigError, match="optimizee"):
@@ -426,6 +430,17 @@ def test_another_network_is_refused():
         (["optimizer=leap", "optimizer.transform=metasgd"], ["optimizer.transform", "meta=maml"]),
         (["optimizer=leap", "meta.inner_steps=5", "meta.curriculum=[10]"], ["meta.inner_steps=5", "meta.curriculum"]),
         (["optimizer=leap", "optimizer.fresh=[body.*]"], ["optimizer.fresh", "body.*", "theta"]),
+        (["optimizer=leap", "optimizer.fresh=[*]"], ["optimizer.fresh=['*']", "nothing of the start"]),
+        (["optimizer=leap", "optimizer.own=true"], ["optimizer.own=true", "optimizer.fresh"]),
+        (["optimizer=warp", "optimizer.fresh=[head.*]"], ["optimizer.start=random", "optimizer.fresh"]),
+        (
+            ["optimizer=warp", "optimizer.transform=metasgd", "meta.approximate=true"],
+            ["meta.approximate=true", "optimizer.transform=metasgd"],
+        ),
+        (
+            ["optimizer=groups", "optimizer@optimizer.groups.linear.optimizer=leap"],
+            ["optimizer.groups.linear.optimizer", "where to start"],
+        ),
         (["optimizer=maml", "kernel=cpp"], ["kernel=cpp", "kernel=auto"]),
     ],
     ids=lambda value: " ".join(value) if value and "=" in value[0] else "",

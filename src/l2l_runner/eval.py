@@ -65,8 +65,9 @@ def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
         result = {
             "status": "completed",
             "score": curves.score(config.score),
-            "final": mean_ci(curves.finals),
-            "sum": mean_ci(curves.sums),
+            "final": mean_ci(curves.apart(curves.finals)),
+            "sum": mean_ci(curves.apart(curves.sums)),
+            "metrics": curves.mean_metrics(),
         }
         tracker.end(result)
     return result

@@ -89,6 +89,10 @@ class Curves:
         at = torch.tensor(self.read_at, dtype=torch.float64)
         return {name: torch.trapezoid(rows, at, dim=0) / at[-1] for name, rows in self.readings.items()}
 
+    def mean_metrics(self) -> dict[str, dict[str, float]]:
+        """The mean of each metric at θ_T, with its confidence interval; see `mean_ci`."""
+        return {name: mean_ci(self.apart(values)) for name, values in self.metrics.items()}
+
     @property
     def diverged(self) -> Tensor:
         """Which problems diverged, bool [problems]."""
@@ -240,7 +244,7 @@ class Comparison:
                 "final": mean_ci(apart(curves.finals)),
                 "diverged": int(curves.diverged.sum()),
                 **_curve(apart(curves.losses)),
-                "metrics": {metric: mean_ci(apart(values)) for metric, values in curves.metrics.items()},
+                "metrics": curves.mean_metrics(),
             }
             if curves.readings:
                 optimizers[name]["readings"] = {
@@ -258,8 +262,9 @@ class Comparison:
                     },
                 }
         steps, problems = first.losses.shape
+        gain = {} if self.gain is None else {"gain": self.gain}
         tasks = {} if first.tasks is None else {"tasks": len(torch.unique(first.tasks))}
-        about = {"optimizee": self.optimizee, "gain": self.gain, "steps": steps - 1, "problems": problems, **tasks}
+        about = {"optimizee": self.optimizee, **gain, "steps": steps - 1, "problems": problems, **tasks}
         return {**about, "optimizers": optimizers}
 
 
@@ -277,28 +282,38 @@ def confidence_band(losses: Tensor) -> Tensor:
 def summary_csv(summary: Mapping[str, Any]) -> str:
     """A comparison's summary as CSV, a row an optimizer."""
     buffer = io.StringIO()
-    metrics = sorted({metric for entry in summary["optimizers"].values() for metric in entry["metrics"]})
+    metrics, averaged = _columns(summary)
     columns = ["optimizer", "lr", "sum_mean", "sum_ci95", "final_mean", "final_ci95", "diverged"]
     columns += [f"{metric}_{part}" for metric in metrics for part in ("mean", "ci95")]
+    columns += [f"mean_{metric}_{part}" for metric in averaged for part in ("mean", "ci95")]
     columns += ["optimizee", "steps", "problems", "curve"]
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     for name, entry in summary["optimizers"].items():
         row: dict[str, Any] = {"optimizer": name, "lr": entry["lr"], "diverged": entry["diverged"]}
-        for key, value in {"sum": entry["sum"], "final": entry["final"], **entry["metrics"]}.items():
+        areas = {f"mean_{metric}": read["mean"] for metric, read in entry.get("readings", {}).items()}
+        for key, value in {"sum": entry["sum"], "final": entry["final"], **entry["metrics"], **areas}.items():
             row |= {f"{key}_mean": value["mean"], f"{key}_ci95": value["ci95"]}
         row |= {key: summary[key] for key in ("optimizee", "steps", "problems")}
         writer.writerow(row | {"curve": " ".join(f"{loss:.6g}" for loss in entry["curve"])})
     return buffer.getvalue()
 
 
+def _columns(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The metrics that any optimizer has, and those that were read on the way."""
+    entries = summary["optimizers"].values()
+    return (
+        sorted({metric for entry in entries for metric in entry["metrics"]}),
+        sorted({metric for entry in entries for metric in entry.get("readings", {})}),
+    )
+
+
 def summary_table(summary: Mapping[str, Any]) -> str:
     """A comparison's summary as the table that is printed."""
     total = summary["problems"]
-    gain = summary.get("gain")  # older ones have none
+    gain = summary.get("gain")
     rows = [["optimizer", "lr", f"sum of {gain}s" if gain else "sum of losses", f"final {gain or 'loss'}", "diverged"]]
-    metrics = sorted({metric for entry in summary["optimizers"].values() for metric in entry["metrics"]})
-    averaged = sorted({metric for entry in summary["optimizers"].values() for metric in entry.get("readings", {})})
+    metrics, averaged = _columns(summary)
     rows[0] += metrics + [f"mean {metric}" for metric in averaged]
     for name, entry in summary["optimizers"].items():
         lr = "learned" if entry["lr"] is None else f"{entry['lr']:.3g}"

@@ -321,7 +321,10 @@ class OnlineTraining:
         final, total = (mean_ci(torch.tensor(values)) for values in ([run[-1].loss for run in runs], sums))
         mean = (final if self.config.score == "final" else total)["mean"]
         finite = math.isfinite(final["mean"])
-        return Outcome("completed" if finite else "diverged", mean if finite else math.inf, final, total)
+        metrics = {
+            name: mean_ci(torch.tensor([run[-1].metrics[name] for run in runs])) for name in readings[-1].metrics
+        }
+        return Outcome("completed" if finite else "diverged", mean if finite else math.inf, final, total, metrics)
 
 
 def _differences(pairs: list[tuple[Reading, Reading]]) -> dict[str, Any] | None:

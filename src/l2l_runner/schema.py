@@ -270,6 +270,11 @@ class WarpGradConfig(Meta):
                 "meta=warpgrad learns warp layers, and this optimizer has none: use optimizer=warp or warp_leap, or "
                 "the meta of the optimizer."
             )
+        if self.approximate and optimizer.transform != "none":
+            raise ConfigError(
+                "meta.approximate=true takes steps for constants, from which optimizer.transform="
+                f"{optimizer.transform} could learn nothing: use meta.approximate=false, or optimizer.transform=none."
+            )
         return WarpGrad(
             steps=unroll.steps,
             algorithm=self.algorithm,

@@ -121,11 +121,10 @@ def run_hand_designed(
 ) -> Outcome:
     """Nothing is meta-learned: run a hand-designed optimizer on the validation problems, where its rate can be chosen.
 
-    `none`, whose rate isn't to be chosen, meets the held-out problems, beside the tuned baselines.
+    `none`, whose rate isn't to be chosen, meets the held-out problems too, beside the tuned baselines: what its outcome
+    has is of the same problems as that of a meta-training.
     """
     optimizee, steps = config.optimizee, config.unroll.steps
-    if name == "none" and config.evaluate:
-        return _run_none(config, optimizer, folder, runtime)
     seeds = optimizee.seeds(config.seed, "validation", 0, optimizee.validation_problems)
     with stop_requests():
         curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk, stop_point)
@@ -146,10 +145,16 @@ def run_hand_designed(
         *entry["sum"].values(),
         entry["diverged"],
     )
-    return Outcome("completed", curves.score(config.score), entry["final"], entry["sum"], entry["metrics"])
+    metrics = entry["metrics"]
+    if name == "none" and config.evaluate:
+        metrics = _compare_none(config, optimizer, folder, runtime)
+    return Outcome("completed", curves.score(config.score), entry["final"], entry["sum"], metrics)
 
 
-def _run_none(config: TrainConfig, optimizer: HandDesigned, folder: RunFolder, runtime: Runtime) -> Outcome:
+def _compare_none(
+    config: TrainConfig, optimizer: HandDesigned, folder: RunFolder, runtime: Runtime
+) -> dict[str, dict[str, float]]:
+    """On held-out problems; the metrics of `none` there."""
     evaluation, optimizee = config.evaluation, config.optimizee
     steps = evaluation.steps or config.unroll.steps
     with stop_requests():
@@ -158,13 +163,7 @@ def _run_none(config: TrainConfig, optimizer: HandDesigned, folder: RunFolder, r
         all_ = {"none": optimizer, **baselines}
         comparison = compare({}, all_, optimizee, config.seed, problems, steps, runtime, evaluation.chunk)
     log.info(write_comparison(folder, comparison))
-    entry = comparison.summary()["optimizers"]["none"]
-    score = comparison.curves["none"].score(config.score)
-    return Outcome("completed", score, entry["final"], entry["sum"], entry["metrics"])
-
-
-def _metrics(curves: Curves) -> dict[str, dict[str, float]]:
-    return {name: mean_ci(curves.apart(values)) for name, values in curves.metrics.items()}
+    return comparison.curves["none"].mean_metrics()
 
 
 def _of_all(estimate: Estimate, share: float) -> tuple[Tensor, Tensor, Grads]:
@@ -244,7 +243,7 @@ class MetaTraining:
                 config.seed,
                 self.folder.path,
             )
-            stores = self.estimator.stores(config.optimizee.layout(), config.meta_batch)
+            stores = self.estimator.stores(config.optimizee.layout(), config.meta_batch, self.runtime.dtype)
             if stores:
                 log.info("Stored of a meta-step: %s.", stores)
             return self._train(stop)
@@ -296,7 +295,7 @@ class MetaTraining:
             )
         self._load_best()
         curves = self._on_validation(config.unroll.steps)
-        metrics = self._compare(baselines) if config.evaluate else _metrics(curves)
+        metrics = self._compare(baselines) if config.evaluate else curves.mean_metrics()
         finals, sums = (mean_ci(curves.apart(values)) for values in (curves.finals, curves.sums))
         return Outcome(status, curves.score(config.score), finals, sums, metrics)
 
@@ -386,7 +385,7 @@ class MetaTraining:
             score=score,
             sum=mean_ci(curves.apart(curves.sums)),
             final=mean_ci(curves.apart(curves.finals)),
-            **_metrics(curves),
+            **curves.mean_metrics(),
             diverged=int(curves.diverged.sum()),
             best_score=self.progress.best_score,
             best_step=self.progress.best_step,
@@ -458,7 +457,7 @@ class MetaTraining:
         if distributed.first():
             log.info(write_comparison(self.folder, comparison))
         log.info("%s\n%s\n%s", self.folder.path / "learning.png", self.folder.path / "learning.gif", self.folder.best)
-        return _metrics(comparison.curves[self.name])
+        return comparison.curves[self.name].mean_metrics()
 
     @property
     def _last_stage(self) -> bool:

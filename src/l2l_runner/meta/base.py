@@ -76,7 +76,7 @@ class MetaGradient(ABC):
     def description(self) -> str:
         """How it estimates, in the words of a log."""
 
-    def stores(self, layout: Layout, problems: int) -> str:
+    def stores(self, layout: Layout, problems: int, dtype: torch.dtype) -> str:
         """What of the trajectories of so many problems it keeps in memory, in the words of a log; empty if nothing."""
         return ""
 

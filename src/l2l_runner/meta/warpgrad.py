@@ -20,8 +20,6 @@ from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedOptimizer
 from l2l_runner.unroll import start, unroll
 
-SINGLE = 4  # bytes of a number
-
 
 @dataclass(frozen=True, kw_only=True)
 class WarpGrad(MetaGradient):
@@ -59,17 +57,17 @@ class WarpGrad(MetaGradient):
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         return self._online(optimizer, problem) if self.algorithm == "online" else self._offline(optimizer, problem)
 
-    def stored(self, layout: Layout, problems: int) -> range:
+    def stored(self, layout: Layout, problems: int, dtype: torch.dtype) -> range:
         """The steps of a trajectory whose points are stored."""
-        size = layout.size * problems * SINGLE
+        size = layout.size * problems * dtype.itemsize
         return range(0, self.steps, max(self.every, -(-self.steps * size // self.memory)))
 
-    def stores(self, layout: Layout, problems: int) -> str:
+    def stores(self, layout: Layout, problems: int, dtype: torch.dtype) -> str:
         if self.algorithm == "online":
             return ""
-        points = len(self.stored(layout, problems))
-        size = points * layout.size * problems * SINGLE
-        return f"{points} points of each of {problems} trajectories, {size / 2**20:.3g} MB in single precision"
+        points = len(self.stored(layout, problems, dtype))
+        size = points * layout.size * problems * dtype.itemsize
+        return f"{points} points of each of {problems} trajectories, {size / 2**20:.3g} MB"
 
     def _online(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
@@ -89,7 +87,7 @@ class WarpGrad(MetaGradient):
     def _offline(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
         pull = LeapPull(point)
-        steps = self.stored(problem.layout, len(problem.seeds))
+        steps = self.stored(problem.layout, len(problem.seeds), point.params.dtype)
         points = point.params.new_empty(len(steps), *point.params.shape)
         for _, reached in unroll(problem, optimizer, point, self.steps):
             if point.step in steps:

@@ -43,6 +43,23 @@ class AdaptationConfig(LearnedConfig):
     warp: WarpConfig | None
     transform: str = choice(*PATTERNS)
 
+    def __post_init__(self) -> None:
+        """Refuse what would be left unused.
+
+        Raises:
+            ConfigError: parts of a random start are to be learned, or start at random; tasks have nothing of their own.
+        """
+        if not self.learns_start and (self.own or self.fresh):
+            raise ConfigError(
+                "optimizer.start=random learns no start, of which optimizer.fresh and optimizer.own could leave out or "
+                "multiply parts: use optimizer.start=learned, or optimizer.fresh=[] and optimizer.own=false."
+            )
+        if self.own and not self.fresh:
+            raise ConfigError(
+                "optimizer.own=true keeps for each task those parameters that optimizer.fresh names, and it has none: "
+                "use optimizer.fresh=[head.*], say, or optimizer.own=false."
+            )
+
     @property
     def learns_start(self) -> bool:
         """Whether θ0 is learned."""
@@ -99,10 +116,14 @@ class Adaptation(LearnedOptimizer):
         if config.transform != "none":
             rule = MetaSGDConfig(lr=config.lr, patterns={"*": config.transform})
             self.transforms = Transformed(rule, layout)
+        if config.learns_start and not (self.start or self.heads):
+            raise ConfigError(
+                f"optimizer.fresh={list(config.fresh)} leaves nothing of the start to be learned: use fewer patterns, "
+                "or optimizer.start=random with optimizer.warp."
+            )
         if not list(self.parameters()):
             raise ConfigError(
-                "This optimizer leaves nothing to be learned: use optimizer.start=learned with fewer patterns in "
-                "optimizer.fresh, or give it optimizer.warp."
+                "This optimizer leaves nothing to be learned: use optimizer.start=learned, or give it optimizer.warp."
             )
 
     def begin(self, problem: Problem) -> None:

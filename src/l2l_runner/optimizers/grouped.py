@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.layout import Columns, Layout
+from l2l_runner.optimizers.adaptation import AdaptationConfig
 from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, Part, Recording, State
 from l2l_runner.optimizers.hand_designed import HandDesigned
 
@@ -42,13 +43,18 @@ class GroupsConfig(LearnedConfig):
         """Refuse what isn't groups, or has nothing to learn.
 
         Raises:
-            ConfigError: a group has a name that is no word, or groups of its own; no group is learned.
+            ConfigError: a group has a name that is no word, groups of its own, or no rule of updates; none is learned.
         """
         for name, group in self.given.items():
             if not name.isidentifier():
                 raise ConfigError(f"optimizer.groups has a group {name!r}; expected a name of letters, digits and _.")
             if isinstance(group.optimizer, GroupsConfig):
                 raise ConfigError(f"optimizer.groups.{name}.optimizer is groups again: put those beside the others.")
+            if isinstance(group.optimizer, AdaptationConfig):
+                raise ConfigError(
+                    f"optimizer.groups.{name}.optimizer learns where to start or warp layers, and groups have rules of "
+                    "updates alone: give it another, such as lstm or sgd."
+                )
         if not any(isinstance(group.optimizer, LearnedConfig) for group in self.given.values()):
             found = f"in {', '.join(self.given)}" if self.given else "there is no group"
             raise ConfigError(
