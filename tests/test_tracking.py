@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -346,6 +349,24 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run_with_no_point_twice(
     assert after.data.tags["meta.steps"] == "8"
     assert train(None, f"resume={run}").code == 0  # nothing is left to be done
     assert_same_curves(mlflow(client, run), joined(expected(run)))
+    ended = train(None, f"resume={run}", "logger=none")  # which has no logger.store
+    assert ended.code == 0, ended.err
+
+
+@needs_mlflow
+def test_mlflow_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from l2l_runner import schema, tracking
+from l2l_runner.folder import RunFolder
+logger = schema.MLflowLogger(name="mlflow", store={str(tmp_path / "store")!r}, experiment="trials")
+with tracking.tracked(RunFolder(Path({str(tmp_path)!r})), logger, {{"seed": 1}}):
+    from mlflow.telemetry import get_telemetry_client
+    print(get_telemetry_client())
+"""
+    plain = {key: value for key, value in os.environ.items() if key in ("PATH", "PYTHONPATH", "HOME")}  # no CI, no test
+    ended = subprocess.run([sys.executable, "-c", script], env=plain, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["None"]
 
 
 @needs_mlflow

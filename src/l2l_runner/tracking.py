@@ -221,6 +221,7 @@ class MLflow(Shown):
     FOLDER = "l2l_runner.folder"  # the tag by which a run is found again
 
     def __init__(self, folder: RunFolder, logger: MLflowLogger, composed: Mapping[str, Any]):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which MLflow looks at when it is first imported
         self.store = Path(logger.store).expanduser().absolute()
         self.points: list[Point] = []
         self.files: dict[Path, None] = {}
@@ -235,7 +236,6 @@ class MLflow(Shown):
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> None:
         """Go on with the folder's run where it has one with something in it, else begin one."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves this machine
         from mlflow.entities import Param, RunTag
         from mlflow.tracking import MlflowClient
 
