@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from l2l_runner import distributed, schema
-from l2l_runner.cli import check_torchrun, conf_folder
+from l2l_runner.cli import check_torchrun, conf_folder, several
 from l2l_runner.errors import ConfigError
 from l2l_runner.meta import TBPTT, Estimate
+from problems import lstm, problems
 from running import (
     QUICK,
     TINY,
@@ -269,6 +270,17 @@ def test_a_process_that_dies_ends_the_job_and_leaves_the_last_checkpoint(tmp_pat
     assert_same_training(run, expected, 1e-5)
 
 
+def test_processes_with_unequal_shares_ask_one_another_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One that could record what it computes must not leave out what another one asks, which has more problems.
+    optimizer, asked = lstm(4), []
+    monkeypatch.setattr(type(optimizer.kernel), "recordable", 4 * 3)
+    monkeypatch.setattr(distributed, "summed", lambda number: asked.append(number) or 3 * 4)
+    for share in (1, 2):
+        list(TBPTT(length=3, steps=3, coordinates=99).estimates(optimizer, problems("quadratic", share)))
+    assert len(set(asked)) == 2
+    assert asked.count(asked[0]) == asked.count(asked[-1])
+
+
 # --- refusals, and who takes what ------------------------------------------------------------------------------------
 
 
@@ -306,6 +318,8 @@ def test_torchrun_is_refused_where_it_makes_no_sense(monkeypatch: pytest.MonkeyP
     for name, arguments in (("eval", []), ("train", ["-m", "seed=1,2"]), ("train", ["hydra.mode=MULTIRUN"])):
         with pytest.raises(ConfigError, match="python -m"):
             check_torchrun(name, arguments)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not several()  # some other system's, which says nothing of where to meet
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     check_torchrun("train", ["resume=run"])
     with pytest.raises(ConfigError, match="--max-restarts"):

@@ -188,6 +188,7 @@ class MetaTraining:
         self.meta_optimizer = kind(self.optimizer.parameters(), lr=config.meta.lr, fused=True)
         self.horizons = config.meta.horizons(config.unroll)
         self.progress = Progress()
+        self._shown_figures: dict[str, str] = {}  # of the bar
         before = distributed.from_first(lambda: last_state(folder, composed) if folder.last.exists() else None)
         if before is None:
             self.optimizer.begin(config.optimizee.sample(self._seeds(0, 1), runtime))
@@ -469,8 +470,8 @@ class MetaTraining:
     def _figures(self, **figures: str) -> dict[str, str]:
         best = {"best": f"{self.progress.best_score:.4g} at {self.progress.best_step}"}
         skipped = {"skipped": str(self.progress.skipped)} if self.progress.skipped else {}
-        self._latest = {**getattr(self, "_latest", {}), **figures}
-        return {**self._latest, **best, **skipped}
+        self._shown_figures |= figures
+        return {**self._shown_figures, **best, **skipped}
 
     def _bar(self) -> tqdm[Any]:
         step, total = self.progress.step, self.meta.steps

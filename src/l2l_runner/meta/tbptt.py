@@ -122,7 +122,8 @@ class TBPTT(MetaGradient):
     def _recordable(self, rule: LearnedOptimizer, params: Tensor, steps: int) -> bool:
         """Whether all that a rule computes in a window can be kept, so that nothing need be computed again."""
         columns = params.numel() if rule.coordinatewise else len(params)
-        bounded = rule.coordinatewise and (self._sampled(params) or columns > (self.chunk or columns))
+        # Not `_sampled`, which asks all processes: those that record would leave the others without an answer later.
+        bounded = rule.coordinatewise and (self.coordinates is not None or columns > (self.chunk or columns))
         return not bounded and columns * steps <= rule.recordable
 
     def _sampled(self, params: Tensor) -> bool:
