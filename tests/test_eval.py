@@ -49,6 +49,17 @@ def test_on_its_own_optimizee_it_repeats_the_runs_comparison(reference: Path, ow
     assert (folder / "comparison.png").read_bytes() == (reference / "comparison.png").read_bytes()
 
 
+def test_its_result_is_that_of_the_comparison_metrics_included(tmp_path: Path) -> None:
+    few = ["optimizee=digits", "problems=4", "steps=3", "baselines={}", *EVAL]
+    assert evaluate(tmp_path / "eval", "checkpoint=mnist", *few).code == 0
+    entry = read_json(tmp_path / "eval" / "comparison.json")["optimizers"]["lstm"]
+    result = read_json(tmp_path / "eval" / "result.json")
+    assert set(result["metrics"]) == {"accuracy"}
+    assert {key: result[key] for key in ("final", "sum", "metrics")} == {
+        key: entry[key] for key in ("final", "sum", "metrics")
+    }
+
+
 def test_it_leaves_its_record_and_says_so(own_ended: tuple[Path, Ended]) -> None:
     folder, ended = own_ended
     assert {"comparison.json", "comparison.csv", "comparison.png", "result.json", "eval.log"} <= snapshot(folder).keys()
