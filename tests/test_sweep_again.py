@@ -177,23 +177,56 @@ def test_threads_can_be_swept_and_otherwise_change_nothing(tmp_path: Path) -> No
     assert len(read_json(tmp_path / "threads" / "sweep.json")) == 2
 
 
+def test_a_failed_job_that_is_left_out_is_nobodys_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    assert sweep(folder, *SGD, "optimizer.lr=0.1,-1").code == 1
+    ended = sweep(folder, *SGD, "optimizer.lr=0.1,0.2")
+    assert ended.code == 0
+    assert "job 1 failed" not in ended.out
+    assert (jobs_of(folder)["-1"]["status"], jobs_of(folder)["-1"]["kept"]) == ("failed", True)
+    assert sweep(folder, *SGD, "optimizer.lr=0.1,-1").code == 1
+
+
+def test_a_job_that_failed_before_and_is_stopped_now_was_stopped(tmp_path: Path, monkeypatch: Any) -> None:
+    folder = tmp_path / "sweep"
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for happening, status in ((fail, "failed"), (stop, "stopped")):
+        monkeypatch.setattr(trainer, "run_hand_designed", happening)
+        sweep(folder, *SGD, "optimizer.lr=0.1,0.2")
+        assert read_json(folder / "sweep.json")[0]["status"] == status
+
+
 def test_jobs_in_folders_of_the_users_own_are_not_taken_for_others(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     own = "hydra.sweep.subdir=lr-${optimizer.lr}"
     assert sweep(folder, *SGD, "optimizer.lr=0.1,0.2", own).code == 0
     assert sorted(job["job"] for job in read_json(folder / "sweep.json")) == ["lr-0.1", "lr-0.2"]
-    before = (folder / "lr-0.1" / "metrics.jsonl").read_bytes()
+    before = snapshot(folder)
     ended = sweep(folder, *SGD, "optimizee.dim=2", "optimizer.lr=0.1,0.3", own)
+    assert_one_sentence(ended, str(folder), "already holds runs", "hydra.sweep.dir")
+    assert snapshot(folder) == before
+
+
+def test_a_job_in_the_folder_of_another_one_ends_the_sweep(tmp_path: Path) -> None:
+    ended = sweep(tmp_path / "sweep", *SGD, "optimizer.lr=0.1,0.2", "hydra.sweep.subdir=same")
     assert ended.code == 1
-    assert "already belongs to a run" in ended.out
-    assert (folder / "lr-0.1" / "metrics.jsonl").read_bytes() == before
+    assert "Error: " in ended.err
+    assert "already belongs to a run" in ended.err
+    assert read_json(tmp_path / "sweep" / "same" / "result.json")["status"] == "completed"
 
 
 def test_a_runs_folder_and_one_of_an_older_version_are_refused(quick: Path, tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.mkdir()
     (old / "multirun.yaml").touch()
-    for folder, words in ((quick, "belongs to a run"), (old, "belongs to a sweep of an older version")):
+    cases = (quick, "belongs to a run"), (old, "belongs to a sweep of an older version"), (quick.parent, "holds runs")
+    for folder, words in cases:
         before = snapshot(folder)
         assert_one_sentence(sweep(folder, *SGD, "optimizer.lr=0.1,0.2"), str(folder), words, "hydra.sweep.dir")
         assert snapshot(folder) == before

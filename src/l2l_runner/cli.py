@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from l2l_runner.errors import ConfigError, StorageError, UserError
+from l2l_runner.errors import ConfigError, FolderTaken, StorageError, UserError
 from l2l_runner.fields import did_you_mean
 from l2l_runner.stopping import Stopped
 from l2l_runner.sweep import has_ended, interruption, summed_up
@@ -115,7 +115,8 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
 
 def several() -> bool:
     """Whether this is one of several processes of torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    told = {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()  # others set WORLD_SIZE alone
+    return told and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _follow(job: Job) -> None:
@@ -206,7 +207,11 @@ def _run_alone(config: DictConfig, job: Job, folder: RunFolder) -> float:
 
 
 def _run_in_sweep(config: DictConfig, job: Job, folder: RunFolder) -> float:
-    """The score that was recorded, where the job has ended before; a failure is recorded, not raised."""
+    """The score that was recorded, where the job has ended before; a failure is recorded, not raised.
+
+    Raises:
+        FolderTaken: the folder is another job's, so that nothing can be recorded in it.
+    """
     run = HydraConfig.get()
     sweep = SweepFolder(Path(str(run.sweep.dir)).absolute())
     try:
@@ -217,6 +222,7 @@ def _run_in_sweep(config: DictConfig, job: Job, folder: RunFolder) -> float:
             if mine and has_ended(before):
                 return float("inf") if before["score"] is None else float(before["score"])
             folder.claim(exist_ok=mine)
+            (folder.path / "result.json").unlink(missing_ok=True)  # how an earlier attempt has failed
             if run.runtime.choices["hydra/launcher"] != "basic" and composed["device"]["threads"] is None:
                 composed["device"]["threads"] = 1  # other jobs have the other cores
             return _run(composed, job, folder)
@@ -224,6 +230,8 @@ def _run_in_sweep(config: DictConfig, job: Job, folder: RunFolder) -> float:
         stopped = stop if isinstance(stop, Stopped) else Stopped(INTERRUPTED, 130)
         log.info("%s", str(stopped).partition(" To go on")[0])
         raise interruption(stopped) from None
+    except FolderTaken:
+        raise
     except (UserError, OmegaConfBaseException) as error:
         log.error("Error: %s", _sentence(error))
         folder.write_json("result.json", {"status": "failed", "score": None, "error": _sentence(error)})
@@ -272,8 +280,9 @@ class FolderGuard(Callback):
         given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         swept = {override.get_key_element().lstrip("+") for override in given if override.is_sweep_override()}
         swept |= set(config.hydra.sweeper.params or ())
+        handed_out = "${job_folder:" in OmegaConf.to_yaml(config.hydra.sweep)
         try:
-            SweepFolder(Path(str(config.hydra.sweep.dir)).absolute()).begin(swept)
+            SweepFolder(Path(str(config.hydra.sweep.dir)).absolute()).begin(swept, handed_out)
         except StorageError as error:
             _fail(str(error))
 
@@ -418,7 +427,11 @@ def resumed(arguments: list[str]) -> list[str]:
             "and checkpoints), or a checkpoint in it. To go on with a sweep, give its command again, with "
             "hydra.sweep.dir=FOLDER."
         )
-    before = [str(item) for item in OmegaConf.load(saved) if not str(item).startswith(("resume=", "sweep="))]
+    before = [str(item) for item in OmegaConf.load(saved)]
+    chosen = overrides_of(before)
+    gone = {key for key, value in given.items() if (conf_folder() / key).is_dir() and chosen.get(key, value) != value}
+    # Keys of a choice that isn't made any more, such as logger.store of a logger, would be unknown.
+    before = [item for item in before if re.split(r"[.=]", item.lstrip("+~"))[0] not in {"resume", "sweep", *gone}]
     rest = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
     here = [f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder))}"]
     # The settings are kept once they are accepted.

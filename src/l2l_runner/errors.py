@@ -28,6 +28,10 @@ class StorageError(UserError):
     """A folder that cannot be written, or already belongs to another run."""
 
 
+class FolderTaken(StorageError):
+    """A folder that belongs to another run, in which nothing may be changed."""
+
+
 class ProcessLost(UserError):
     """Another process of the same training is gone."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from l2l_runner import checkpoint
 from l2l_runner.checkpoint import write_atomically
-from l2l_runner.errors import StorageError
+from l2l_runner.errors import FolderTaken, StorageError
 
 RESUMING = ".resuming"  # where Hydra writes a resumption's settings until they are accepted
 
@@ -79,13 +79,14 @@ class RunFolder:
             exist_ok: it may be that already.
 
         Raises:
-            StorageError: another run has it, or it cannot be written.
+            FolderTaken: another run has it.
+            StorageError: it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._run.touch(exist_ok=exist_ok)
         except FileExistsError as error:
-            raise StorageError(self.taken) from error
+            raise FolderTaken(self.taken) from error
         except OSError as error:
             raise StorageError(
                 f"{self.path} could not be written ({error.strerror}): choose another with hydra.run.dir=FOLDER."

@@ -35,7 +35,7 @@ def read_jobs(folder: Path, kept: Collection[str] = (), stopped: bool = False) -
 
     Args:
         folder: of the sweep.
-        kept: names of jobs that had ended before.
+        kept: names of jobs whose results are older than the sweep's start.
         stopped: whether the sweep was.
     """
     jobs = []
@@ -111,19 +111,22 @@ class Sweep:
 
     def __init__(self, folder: SweepFolder, command: str):
         self.folder, self._command = folder, command
-        results = folder.path.glob("*/result.json")
-        self._kept = {path.parent.name for path in results if has_ended(_result(path.parent))}
+        self._before = self._results()
         self._until_the_end = ExitStack()
         self.stop = self._until_the_end.enter_context(stop_requests(folder.stop.touch))
 
+    def _results(self) -> set[tuple[str, int]]:
+        """The jobs that have results, and when these were written."""
+        return {(path.parent.name, path.stat().st_mtime_ns) for path in self.folder.path.glob("*/result.json")}
+
     def sum_up(self, stopped: bool = False) -> bool:
-        """Write sweep.csv, .json and .png, print the table and what has failed; whether anything has."""
+        """Write sweep.csv, .json and .png, print the table and what has failed now; whether anything has."""
         from l2l_runner import plotting
         from l2l_runner.evaluation import align
         from l2l_runner.folder import RunFolder
 
         folder = self.folder.path
-        jobs = read_jobs(folder, self._kept, stopped)
+        jobs = read_jobs(folder, {job for job, _ in self._before & self._results()}, stopped)
         if not jobs:
             return False
         swept = keep_swept(jobs)
@@ -154,7 +157,7 @@ class Sweep:
         counts = Counter(job["status"] for job in jobs)
         print(", ".join(f"{count} {status}" for status, count in counts.items()))
         print("\n".join(str(path) for path in sorted(folder.glob("sweep.*"))))
-        failed = [job for job in jobs if job["status"] == "failed"]
+        failed = [job for job in jobs if job["status"] == "failed" and not job["kept"]]
         for job in failed:
             print(f"job {job['job']} failed: {job['error'].splitlines()[0]}")
         return bool(failed)

@@ -19,12 +19,10 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from l2l_runner.errors import StorageError
-from l2l_runner.stopping import Stopped, relayed
+from l2l_runner.stopping import POLL, Stopped, relayed
 
 WHERE = ("resume", "data", "device.name", "device.threads", "kernel", "logger")
 """Keys that say where and with what help a run is computed, but not what: unless a sweep goes over them."""
-
-POLL = 0.5  # seconds
 
 
 def identity(config: Mapping[str, Any], swept: Collection[str]) -> str:
@@ -71,8 +69,12 @@ class SweepFolder:
         self.own = path / ".sweep"
         self.stop = self.own / "stop"
 
-    def begin(self, swept: Collection[str]) -> None:
+    def begin(self, swept: Collection[str], handed_out: bool = True) -> None:
         """Start a sweep over these keys, or go on with one.
+
+        Args:
+            swept: the keys.
+            handed_out: whether jobs have the folders that `folder_of` gives them, and not others of the user's.
 
         Raises:
             StorageError: the folder belongs to something else, or cannot be written.
@@ -82,6 +84,11 @@ class SweepFolder:
         if owner is not None and not self.own.exists():
             raise StorageError(
                 f"{self.path} already belongs to {owner}: give the new sweep its own with hydra.sweep.dir=FOLDER."
+            )
+        if not (handed_out and self.own.exists()) and any(self.path.glob("*/.run")):
+            raise StorageError(
+                f"{self.path} already holds runs, which a sweep goes on with only if they are its own jobs, without "
+                "hydra.sweep.subdir: give the new sweep a folder of its own with hydra.sweep.dir=FOLDER."
             )
         try:
             self.own.mkdir(parents=True, exist_ok=True)
