@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l2l_runner import streams
+from l2l_runner import plotting, streams
 from l2l_runner.errors import ConfigError
 from l2l_runner.layout import Layout, Site
 from l2l_runner.meta import FOMAML, MAML, Joint, Leap, Reptile, WarpGrad
 from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Adaptation, AdaptationConfig
 from l2l_runner.optimizers.warp import WarpConfig
-from problems import problems
+from problems import ADAPTATIONS, problems
 from running import assert_one_sentence, last, same_bits, train
 
 WIDTH, TASKS, LR = 3, 3, 0.2
@@ -476,3 +476,9 @@ def test_sgd_as_meta_optimizer_takes_plain_steps(tmp_path):
         theta = theta - 0.01 * slope
     found = last(tmp_path / "run")["optimizer"]["start./theta"].double()
     torch.testing.assert_close(found, theta.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_methods_and_the_baselines_beside_them_can_be_told_apart():
+    names = [*ADAPTATIONS, "none", "lstm", "sgd", "nag", "rms", "adam"]
+    styles = [plotting.style_of(name, names) for name in names]
+    assert len({style["color"] for style in styles}) == len(names)

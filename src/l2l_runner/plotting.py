@@ -1,4 +1,4 @@
-"""Pictures. One colour an optimizer, everywhere; safe for colour-blind readers (Okabe & Ito 2008)."""
+"""Pictures. One colour an optimizer, everywhere; safe for colour-blind readers (Okabe & Ito 2008, and of Paul Tol)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ COLOURS = {
     "nag": "#009E73",
     "rms": "#CC79A7",
     "adam": "#0072B2",
-    "none": "#999999",
-    "warp_leap": "#D55E00",
+    "none": "#666666",
+    "warp_leap": "#882255",
     "warp": "#E69F00",
-    "leap": "#0072B2",
-    "reptile": "#009E73",
+    "leap": "#332288",
+    "reptile": "#999933",
     "fomaml": "#56B4E9",
-    "maml": "#CC79A7",
-    "finetune": "#5E3C99",
+    "maml": "#AA4499",
+    "finetune": "#117733",
 }
 STYLES: dict[str, Any] = {
     "lstm": "-",
@@ -158,7 +158,10 @@ def comparison(path: Path, summary: Mapping[str, Any], note: str = "") -> None:
     metrics = list(dict.fromkeys(name for entry in optimizers.values() for name in entry.get("readings", {})))
     figure = Figure(figsize=(7 + 4.2 * len(metrics), 4.6), layout="constrained")
     grid = figure.add_gridspec(1, 1 + len(metrics))
-    title = f"{summary['optimizee']}: mean of {summary['problems']} held-out problems, 95 % confidence bands{note}"
+    problems = f"{summary['problems']} held-out problems" + (
+        f" of {summary['tasks']} tasks" if "tasks" in summary else ""
+    )
+    title = f"{summary['optimizee']}: mean of {problems}, 95 % confidence bands{note}"
     gain = summary.get("gain")
     draw_curves(new_axes(figure, grid[0, 0], "step", gain or "loss", title), optimizers, gain=gain)
     for place, metric in enumerate(metrics, 1):
@@ -244,13 +247,7 @@ def learning(
     if len(y) >= 20:
         width = max(5, len(y) // 25)
         axes.plot(x, _running_median(y, width), color="#555555", linewidth=1.5, label=f"its median of the last {width}")
-    name = (
-        f"sum of {gain}s"
-        if gain and score == "sum"
-        else "sum of losses"
-        if score == "sum"
-        else f"final {gain or 'loss'}"
-    )
+    name = f"sum of {gain or 'losse'}s" if score == "sum" else f"final {gain or 'loss'}"
     drawn = y
     for horizon in sorted({horizon for _, _, horizon in scores}):
         points = [(k, sign * v) for k, v, at in scores if at == horizon and v is not None]
