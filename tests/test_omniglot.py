@@ -25,6 +25,7 @@ from l2l_runner.errors import ConfigError, DataError
 from l2l_runner.layout import Site
 from l2l_runner.optimizees import omniglot
 from l2l_runner.optimizees.omniglot import ALPHABETS, distorted, load_tasks
+from l2l_runner.reporting.runs import find_runs
 from l2l_runner.runtime import Runtime
 from problems import RUNTIME, needs_omniglot, optimizee, scattered
 from running import evaluate, read_csv, read_json, train
@@ -577,6 +578,8 @@ def test_results_of_no_meta_training_are_of_the_same_problems_as_others(noisy: R
     }
     assert compared["metrics"] == read_json(tmp_path / "true" / "comparison.json")["optimizers"]["none"]["metrics"]
     assert compared["metrics"] != alone["metrics"]
+    ((reported,), _) = find_runs([tmp_path / "true"])
+    assert reported.final == read_json(tmp_path / "true" / "comparison.json")["optimizers"]["none"]["final"]
 
 
 @pytest.mark.usefixtures("sketches")

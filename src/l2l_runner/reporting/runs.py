@@ -324,7 +324,8 @@ def _add_comparison(run: Run, comparison: Mapping[str, Any]) -> None:
     title = f"{comparison['optimizee']}, {problems} held-out problems, {steps} steps"
     table = Table(title, COMPARED, [[str(value) for value in row.values()] for row in comparison_rows(comparison)])
     entries = {name: _checked(entry) for name, entry in comparison["optimizers"].items()}
-    mine = {name: entry for name, entry in entries.items() if entry["lr"] is None}
+    learned = {name: entry for name, entry in entries.items() if entry["lr"] is None}
+    mine = learned or dict([next(iter(entries.items()))])  # optimizer=none
     baselines = {name: entry for name, entry in entries.items() if name not in mine}
     (first, *_) = mine.values()
     run.final, run.sum, run.over = first["final"], first["sum"], f"{problems} test problems"
