@@ -193,7 +193,10 @@ def test_every_command_shown_is_one(command: tuple[str, ...]) -> None:
         if not all(find_spec(package) for package in needed):
             pytest.skip(f"not installed: {', '.join(needed)}")
         if name == "eval":  # which finds the optimizee in the checkpoint, and has the evaluation's keys at the top
-            composed["optimizee"] = pretrained_config(composed["checkpoint"])["optimizee"]
+            known = (
+                composed["checkpoint"] if composed["checkpoint"] in pretrained() else "quadratic"
+            )  # not a run's folder
+            composed["optimizee"] = pretrained_config(known)["optimizee"]
             composed["evaluation"] = {field.name: composed.pop(field.name) for field in fields(schema.Evaluation)}
         PARSERS[name](composed)
     else:

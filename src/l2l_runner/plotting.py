@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from PIL import Image
 from scipy import stats
 from torch import Tensor
@@ -501,6 +502,9 @@ def draw_sweep(axes: Axes, swept: Sequence[str], jobs: Sequence[Mapping[str, Any
         axes.plot([], [], fates[fate], color="#444444", markersize=7, label=fate)
     if logarithmic:
         axes.set_xscale("log")
+        if len(categories) <= 8:  # few enough to be written out
+            axes.set_xticks(list(abscissa.values()), categories)
+            axes.xaxis.set_minor_locator(NullLocator())
     elif not numeric:
         axes.set_xticks(range(len(categories)), categories)
     if loss_axis and lows and np.isfinite(min(lows)):
