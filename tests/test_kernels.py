@@ -754,8 +754,8 @@ class Counting(TorchKernel):
         ({}, 0, 0, 4 + 3),
         ({"chunk": 12}, 10**9, 4 + 3, 0),
         ({"chunk": 11}, 10**9, 0, 2 * (4 + 3)),  # who bounds memory wants no record of all
-        ({"coordinates": 12}, 10**9, 4 + 3, 0),
-        ({"coordinates": 11}, 10**9, 0, 4 + 3),  # of a sample's columns little would be kept
+        ({"coordinates": 12}, 10**9, 0, 4 + 3),  # who samples replays, so that processes with other shares do alike
+        ({"coordinates": 11}, 10**9, 0, 4 + 3),
     ],
 )
 def test_what_fits_is_recorded_instead_of_replayed(

@@ -15,7 +15,7 @@ from l2l_runner.meta import TBPTT
 from l2l_runner.optimizers import NAG, SGD, Adam, Momentum, RMSprop
 from l2l_runner.runtime import Runtime
 from l2l_runner.unroll import Graph, start, unroll
-from problems import EVERY_OPTIMIZEE, OPTIMIZER_FILES, Operations, any_optimizer, lstm, optimizee, problems
+from problems import EVERY_OPTIMIZEE, UPDATE_RULES, Operations, any_optimizer, lstm, optimizee, problems
 
 # Trajectories
 
@@ -27,7 +27,7 @@ def gradient(problem, flat, step):
 
 
 @pytest.mark.parametrize("graph", Graph, ids=lambda graph: graph.name.lower())
-@pytest.mark.parametrize("stem", OPTIMIZER_FILES)
+@pytest.mark.parametrize("stem", UPDATE_RULES)
 @pytest.mark.parametrize("name", ["quadratic", "digits"])
 def test_trajectory_is_that_of_a_naive_loop(name, stem, graph):
     problem = problems(name, 3)
@@ -187,7 +187,7 @@ def test_a_window_costs_the_same_at_the_end_as_at_the_beginning(name, engine, se
     assert all(cost == costs[0] for cost in costs)
 
 
-@pytest.mark.parametrize("stem", OPTIMIZER_FILES)
+@pytest.mark.parametrize("stem", UPDATE_RULES)
 def test_a_step_of_an_evaluation_costs_the_same_at_the_end_as_at_the_beginning(stem):
     optimizer = any_optimizer(stem, optimizee("quadratic").layout(), torch.float32)
     costs = []
@@ -229,7 +229,7 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("name", "stem", "steps"),
-    [*(("quadratic", stem, 300) for stem in OPTIMIZER_FILES), ("digits", "lstm", 50)],
+    [*(("quadratic", stem, 300) for stem in UPDATE_RULES), ("digits", "lstm", 50)],
 )
 def test_memory_of_an_evaluation_does_not_grow_with_its_steps(name, stem, steps):
     optimizer = any_optimizer(stem, optimizee(name).layout(), torch.float32)

@@ -149,10 +149,10 @@ def _run(
         for _, reached in unroll(problem, optimizer, point, steps):
             point = reached
             curve[point.step] = point.loss
-            if point.step in read_at:
-                read.append(_metrics(problem, point))
             if on_step is not None:
                 on_step()
+            if point.step in read_at:
+                read.append(_metrics(problem, point))
         losses.append(curve.cpu())
         readings.append({name: torch.stack([row[name] for row in read]) for name in read[-1]})
         if problem.tasks is not None:
