@@ -19,6 +19,7 @@ from l2l_runner.layout import Layout, Site
 from l2l_runner.meta import FOMAML, MAML, Joint, Leap, Reptile, WarpGrad
 from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Adaptation, AdaptationConfig
+from l2l_runner.optimizers.transformed import MetaSGDConfig
 from l2l_runner.optimizers.warp import WarpConfig
 from problems import ADAPTATIONS, problems
 from running import assert_one_sentence, last, same_bits, train
@@ -482,3 +483,10 @@ def test_methods_and_the_baselines_beside_them_can_be_told_apart():
     names = [*ADAPTATIONS, "none", "lstm", "sgd", "nag", "rms", "adam"]
     styles = [plotting.style_of(name, names) for name in names]
     assert len({style["color"] for style in styles}) == len(names)
+
+
+def test_a_transform_fits_whatever_number_of_tasks_there_is():
+    transform = MetaSGDConfig(lr=0.1, patterns=None).build(LAYOUT, torch.Generator())
+    transform.check(replace(LAYOUT, tasks=None, sites={}))
+    with pytest.raises(ConfigError, match="trained on"):
+        transform.check(Layout({"w": (WIDTH, 2)}))

@@ -17,7 +17,6 @@ def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Compare as a composed configuration describes, in `folder`; the result, with its score."""
     from l2l_runner import checkpoint, schema
     from l2l_runner.comparison import compare, tuned_baselines, write_comparison
-    from l2l_runner.evaluation import mean_ci
     from l2l_runner.folder import RunFolder
     from l2l_runner.runtime import machine_settings, runtime_of
     from l2l_runner.stopping import stop_requests
@@ -65,8 +64,8 @@ def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
         result = {
             "status": "completed",
             "score": curves.score(config.score),
-            "final": mean_ci(curves.apart(curves.finals)),
-            "sum": mean_ci(curves.apart(curves.sums)),
+            "final": curves.mean(curves.finals),
+            "sum": curves.mean(curves.sums),
             "metrics": curves.mean_metrics(),
         }
         tracker.end(result)

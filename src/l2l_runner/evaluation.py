@@ -89,9 +89,13 @@ class Curves:
         at = torch.tensor(self.read_at, dtype=torch.float64)
         return {name: torch.trapezoid(rows, at, dim=0) / at[-1] for name, rows in self.readings.items()}
 
+    def mean(self, values: Tensor) -> dict[str, float]:
+        """Mean of values [problems] and its confidence interval, as of what is `apart`; see `mean_ci`."""
+        return mean_ci(self.apart(values))
+
     def mean_metrics(self) -> dict[str, dict[str, float]]:
-        """The mean of each metric at θ_T, with its confidence interval; see `mean_ci`."""
-        return {name: mean_ci(self.apart(values)) for name, values in self.metrics.items()}
+        """The mean of each metric at θ_T, with its confidence interval."""
+        return {name: self.mean(values) for name, values in self.metrics.items()}
 
     @property
     def diverged(self) -> Tensor:
@@ -133,10 +137,7 @@ def _run(
     chunk: int,
     on_step: Callable[[], object] | None,
 ) -> Curves:
-    losses: list[Tensor] = []
-    readings: list[dict[str, Tensor]] = []
-    pictures: list[Tensor] = []
-    tasks: list[Tensor] = []
+    parts: list[Curves] = []
     every = optimizee.metrics_every
     read_at = [step for step in range(steps) if every is not None and step % every == 0]
     read_at.append(steps)
@@ -153,24 +154,20 @@ def _run(
                 on_step()
             if point.step in read_at:
                 read.append(_metrics(problem, point))
-        losses.append(curve.cpu())
-        readings.append({name: torch.stack([row[name] for row in read]) for name in read[-1]})
-        if problem.tasks is not None:
-            tasks.append(problem.tasks.cpu())
         with torch.no_grad():
-            reached_pictures = problem.pictures(problem.layout.views(point.params))
-        wanted = PICTURED - sum(map(len, pictures))
-        if reached_pictures is not None and wanted > 0:
-            pictures.append(reached_pictures[:wanted].cpu().clone())
-    joined = {name: torch.cat([part[name] for part in readings], dim=1) for name in readings[0]}
-    return Curves(
-        torch.cat(losses, dim=1),
-        {name: rows[-1] for name, rows in joined.items()},
-        torch.cat(pictures) if pictures else None,
-        torch.cat(tasks) if tasks else None,
-        tuple(read_at) if every is not None else (),
-        joined if every is not None else {},
-    )
+            pictures = problem.pictures(problem.layout.views(point.params))
+        rows = {name: torch.stack([row[name] for row in read]) for name in read[-1]} if every is not None else {}
+        parts.append(
+            Curves(
+                curve.cpu(),
+                read[-1],
+                None if pictures is None else pictures[:PICTURED].cpu().clone(),
+                None if problem.tasks is None else problem.tasks.cpu(),
+                tuple(read_at) if every is not None else (),
+                rows,
+            )
+        )
+    return Curves.joined(parts)
 
 
 def _metrics(problem: Problem, point: Point) -> dict[str, Tensor]:
@@ -240,25 +237,24 @@ class Comparison:
             apart = curves.apart
             optimizers[name] = {
                 "lr": self.rates[name],
-                "sum": mean_ci(apart(curves.sums)),
-                "final": mean_ci(apart(curves.finals)),
+                "sum": curves.mean(curves.sums),
+                "final": curves.mean(curves.finals),
                 "diverged": int(curves.diverged.sum()),
                 **_curve(apart(curves.losses)),
                 "metrics": curves.mean_metrics(),
             }
             if curves.readings:
                 optimizers[name]["readings"] = {
-                    metric: {"steps": curves.read_at, "mean": mean_ci(apart(area)), **_curve(apart(rows))}
+                    metric: {"steps": curves.read_at, "mean": curves.mean(area), **_curve(apart(rows))}
                     for (metric, rows), area in zip(curves.readings.items(), curves.areas().values(), strict=True)
                 }
             if name != reference:
                 optimizers[name]["paired"] = {
                     "against": reference,
-                    "sum": mean_ci(apart(curves.sums - first.sums)),
-                    "final": mean_ci(apart(curves.finals - first.finals)),
+                    "sum": curves.mean(curves.sums - first.sums),
+                    "final": curves.mean(curves.finals - first.finals),
                     **{
-                        metric: mean_ci(apart(values - first.metrics[metric]))
-                        for metric, values in curves.metrics.items()
+                        metric: curves.mean(values - first.metrics[metric]) for metric, values in curves.metrics.items()
                     },
                 }
         steps, problems = first.losses.shape

@@ -201,7 +201,7 @@ def pictures(
     columns = {**sources, **reached}
     rows = len(next(iter(columns.values())))
     figure = Figure(figsize=(1.6 * len(columns), 1.75 * rows + 0.4), layout="constrained")
-    figure.suptitle(f"{optimizee}, {problems}: final {gain or 'losse'}s", fontsize=10, x=0.01, ha="left")
+    figure.suptitle(f"{optimizee}, {problems}: final {_plural(gain)}", fontsize=10, x=0.01, ha="left")
     grid = figure.subplots(rows, len(columns), squeeze=False)
     for column, (name, images) in zip(grid.T, columns.items(), strict=True):
         column[0].set_title(LABELS.get(name, name) if name in reached else name, fontsize=10)
@@ -248,7 +248,7 @@ def learning(
     if len(y) >= 20:
         width = max(5, len(y) // 25)
         axes.plot(x, _running_median(y, width), color="#555555", linewidth=1.5, label=f"its median of the last {width}")
-    name = f"sum of {gain or 'losse'}s" if score == "sum" else f"final {gain or 'loss'}"
+    name = f"sum of {_plural(gain)}" if score == "sum" else f"final {gain or 'loss'}"
     drawn = y
     for horizon in sorted({horizon for _, _, horizon in scores}):
         points = [(k, sign * v) for k, v, at in scores if at == horizon and v is not None]
@@ -273,6 +273,11 @@ def learning(
     picture = png(figure, 90)
     for path in paths:
         write_atomically(path, picture)
+
+
+def _plural(gain: str | None) -> str:
+    """What losses are called that are minus a gain, if they are."""
+    return f"{gain}s" if gain else "losses"
 
 
 def _running_median(values: np.ndarray, width: int) -> np.ndarray:
@@ -455,9 +460,9 @@ def draw_sweep(axes: Axes, swept: Sequence[str], jobs: Sequence[Mapping[str, Any
     axes.set_xlabel(names[0])
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for job in jobs:
-        of_optimizers = names[1:] == ["optimizer"]
         label = ", ".join(f"{name}={job['values'][name]}" for name in names[1:])
-        label = LABELS.get(job["values"]["optimizer"], label) if of_optimizers else label
+        if names[1:] == ["optimizer"]:
+            label = LABELS.get(job["values"]["optimizer"], label)
         lines.setdefault(label, []).append(job)
     values = [str(job["values"][names[0]]) for job in jobs]
     categories = list(dict.fromkeys(values))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from l2l_runner import checkpoint, distributed, plotting
 from l2l_runner.comparison import compare, tuned_baselines, write_comparison
-from l2l_runner.evaluation import Comparison, Curves, mean_ci, run
+from l2l_runner.evaluation import Comparison, Curves, run
 from l2l_runner.folder import RunFolder
 from l2l_runner.meta import Estimate, MetaGradient
 from l2l_runner.meta.base import Grads, global_norm
@@ -297,7 +297,7 @@ class MetaTraining:
         self._load_best()
         curves = self._on_validation(config.unroll.steps)
         metrics = self._compare(baselines) if config.evaluate else curves.mean_metrics()
-        finals, sums = (mean_ci(curves.apart(values)) for values in (curves.finals, curves.sums))
+        finals, sums = (curves.mean(values) for values in (curves.finals, curves.sums))
         return Outcome(status, curves.score(config.score), finals, sums, metrics)
 
     def _load_best(self) -> Mapping[str, Any]:
@@ -384,8 +384,8 @@ class MetaTraining:
             step=self.progress.step,
             horizon=self.horizon,
             score=score,
-            sum=mean_ci(curves.apart(curves.sums)),
-            final=mean_ci(curves.apart(curves.finals)),
+            sum=curves.mean(curves.sums),
+            final=curves.mean(curves.finals),
             **curves.mean_metrics(),
             diverged=int(curves.diverged.sum()),
             best_score=self.progress.best_score,

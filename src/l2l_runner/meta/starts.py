@@ -6,9 +6,9 @@ Leap: Flennerhag et al. 2019 (arXiv 1812.01054).
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,10 +58,12 @@ class FirstOrder(MetaGradient):
     """What a trajectory says of its start without being differentiated; its final loss is what is reported.
 
     Attributes:
+        pull: what collects it along a trajectory.
         steps: of a trajectory.
     """
 
     shareable = True
+    pull: ClassVar[type[Pull]]
 
     steps: int
 
@@ -77,10 +79,6 @@ class FirstOrder(MetaGradient):
             point = reached
         grads = through_start(problem, optimizer, pull.cotangents(point) / len(point.loss))
         yield Estimate(point.loss.mean(), grads, point.loss.unsqueeze(0))
-
-    @abstractmethod
-    def pull(self, begun: Point) -> Pull:
-        """What collects the gradient along a trajectory."""
 
 
 class Pull:
@@ -130,19 +128,16 @@ class LeapPull(Pull):
 class FOMAML(FirstOrder):
     """∇f(θ_K), as if it didn't matter where the trajectory began: MAML without second derivatives."""
 
-    def pull(self, begun: Point) -> Pull:
-        return _Last(begun)
+    pull = _Last
 
 
 class Reptile(FirstOrder):
     """θ0 − θ_K: towards where the trajectory ended."""
 
-    def pull(self, begun: Point) -> Pull:
-        return _Distance(begun)
+    pull = _Distance
 
 
 class Leap(FirstOrder):
     """The gradient of the length of the trajectory on the surface of its loss; see `LeapPull`."""
 
-    def pull(self, begun: Point) -> Pull:
-        return LeapPull(begun)
+    pull = LeapPull

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, choice
-from l2l_runner.kernels import Kernel, TorchKernel
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizees.started import Started
-from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, State
+from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, check_patterns, drawn_from, key_of
 from l2l_runner.optimizers.transformed import PATTERNS, MetaSGDConfig, Transformed
 from l2l_runner.optimizers.warp import WarpConfig
 
@@ -66,12 +65,11 @@ class AdaptationConfig(LearnedConfig):
         return self.start == "learned"
 
     def build(self, layout: Layout, generator: torch.Generator) -> Adaptation:
-        with torch.random.fork_rng(devices=[]):  # modules draw their start from the global generator
-            torch.manual_seed(generator.initial_seed())
+        with drawn_from(generator):
             return Adaptation(self, layout, generator)
 
 
-class Adaptation(LearnedOptimizer):
+class Adaptation(PlainRule):
     """Gradient descent from where `start` says, through the layers of `warp`.
 
     Attributes:
@@ -81,8 +79,7 @@ class Adaptation(LearnedOptimizer):
         transforms: T, where there is one.
     """
 
-    coordinatewise = False
-    kernel: Kernel = TorchKernel()
+    what = "gradient descent"
 
     def __init__(self, config: AdaptationConfig, layout: Layout, generator: torch.Generator):
         super().__init__()
@@ -92,11 +89,7 @@ class Adaptation(LearnedOptimizer):
                 "optimizer.own=true keeps parameters for each task, and the problems of this optimizee belong to no "
                 "tasks: use optimizer.own=false, or optimizee=omniglot."
             )
-        for pattern in config.fresh:
-            if not any(fnmatchcase(name, pattern) for name in layout.shapes):
-                raise ConfigError(
-                    f"optimizer.fresh has {pattern}, which fits none of the parameters {', '.join(layout.shapes)}."
-                )
+        check_patterns("optimizer.fresh", config.fresh, layout)
         sites = {name: site for name, site in layout.sites.items() if not site.hidden} if config.warp else {}
         if config.warp is not None and not sites:
             raise ConfigError(
@@ -105,9 +98,11 @@ class Adaptation(LearnedOptimizer):
             )
         fresh = {name for name in layout.shapes if any(fnmatchcase(name, pattern) for pattern in config.fresh)}
         learned = [name for name in layout.shapes if config.learns_start and name not in fresh]
-        self.start = nn.ParameterDict({_key(name): nn.Parameter(torch.zeros(layout.shapes[name])) for name in learned})
+        self.start = nn.ParameterDict(
+            {key_of(name): nn.Parameter(torch.zeros(layout.shapes[name])) for name in learned}
+        )
         self.heads = nn.ParameterDict(
-            {_key(name): nn.Parameter(torch.zeros(layout.tasks, *layout.shapes[name])) for name in sorted(fresh)}
+            {key_of(name): nn.Parameter(torch.zeros(layout.tasks, *layout.shapes[name])) for name in sorted(fresh)}
             if config.own and layout.tasks is not None
             else {}
         )
@@ -129,10 +124,10 @@ class Adaptation(LearnedOptimizer):
     def begin(self, problem: Problem) -> None:
         with torch.no_grad():
             for name, value in problem.init().items():
-                if _key(name) in self.start:
-                    self.start[_key(name)].copy_(value[0])
-                if _key(name) in self.heads:
-                    self.heads[_key(name)].copy_(value[0].expand_as(self.heads[_key(name)]))
+                if key_of(name) in self.start:
+                    self.start[key_of(name)].copy_(value[0])
+                if key_of(name) in self.heads:
+                    self.heads[key_of(name)].copy_(value[0].expand_as(self.heads[key_of(name)]))
 
     def prepare(self, problem: Problem) -> Problem:
         if self.warp:
@@ -142,11 +137,11 @@ class Adaptation(LearnedOptimizer):
     def _start(self, problem: Problem) -> Params:
         params = {name: value.detach() for name, value in problem.init().items()}
         for name, value in params.items():
-            if _key(name) in self.start:
-                params[name] = self.start[_key(name)].expand_as(value)
-            elif _key(name) in self.heads:
+            if key_of(name) in self.start:
+                params[name] = self.start[key_of(name)].expand_as(value)
+            elif key_of(name) in self.heads:
                 assert problem.tasks is not None
-                heads = self.heads[_key(name)]
+                heads = self.heads[key_of(name)]
                 known = (problem.tasks < len(heads)).view(-1, *[1] * (value.dim() - 1))
                 params[name] = torch.where(known, heads[problem.tasks.clamp(max=len(heads) - 1)], value)
         return params
@@ -158,10 +153,6 @@ class Adaptation(LearnedOptimizer):
                 f"This optimizer has learned a start or warp layers for the tensors {mine}, but the optimizee has "
                 f"{other}: evaluate it on an optimizee with the network that it was trained on."
             )
-
-    def use_kernel(self, name: str) -> None:
-        if name not in ("auto", "torch"):
-            raise ConfigError(f"kernel={name} computes the LSTM, not gradient descent: use kernel=auto.")
 
     def init(self, params: Tensor) -> State:
         return ()
@@ -176,8 +167,3 @@ class Adaptation(LearnedOptimizer):
 
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError("Where to start isn't learned from updates: see l2l_runner.meta.")
-
-
-def _key(name: str) -> str:
-    """A name as nn.ParameterDict takes it: without dots, and none that the dictionary has a use for itself."""
-    return "/" + name.replace(".", "/")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from l2l_runner.kernels import Kernel
+from l2l_runner.errors import ConfigError
+from l2l_runner.kernels import Kernel, TorchKernel
 from l2l_runner.kernels import State as State
 from l2l_runner.layout import ALL, Columns, Layout
 from l2l_runner.optimizees.base import Problem
@@ -146,6 +149,46 @@ class LearnedOptimizer(nn.Module, Optimizer):
     def backward(self, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
         """`replay` of the updates that were recorded."""
         raise NotImplementedError
+
+
+class PlainRule(LearnedOptimizer):
+    """A learned rule without the LSTM that kernels compute, and not coordinatewise.
+
+    Attributes:
+        what: it computes instead.
+    """
+
+    coordinatewise = False
+    kernel: Kernel = TorchKernel()
+    what: ClassVar[str]
+
+    def use_kernel(self, name: str) -> None:
+        if name not in ("auto", "torch"):
+            raise ConfigError(f"kernel={name} computes the LSTM optimizer, not {self.what}: use kernel=auto.")
+
+
+@contextmanager
+def drawn_from(generator: torch.Generator) -> Iterator[None]:
+    """Modules, which draw their start from the global generator, draw it from the seed of this one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        yield
+
+
+def key_of(name: str) -> str:
+    """A tensor's name as nn.ModuleDict takes it: without dots, and none that the dictionary has a use for itself."""
+    return "/" + name.replace(".", "/")
+
+
+def check_patterns(key: str, patterns: Iterable[str], layout: Layout) -> None:
+    """Refuse patterns of parameters' names that fit none.
+
+    Raises:
+        ConfigError: there is such a pattern.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layout.shapes):
+            raise ConfigError(f"{key} has {pattern}, which fits none of the parameters {', '.join(layout.shapes)}.")
 
 
 class Recording(Optimizer):

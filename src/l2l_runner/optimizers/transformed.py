@@ -17,7 +17,6 @@ from torch.func import vmap
 from l2l_runner.errors import ConfigError, reason
 from l2l_runner.fields import above, at_least, choice
 from l2l_runner.imports import module_maker
-from l2l_runner.kernels import Kernel, TorchKernel
 from l2l_runner.layout import Layout
 from l2l_runner.optim import (
     ByPattern,
@@ -29,7 +28,7 @@ from l2l_runner.optim import (
     Transform,
 )
 from l2l_runner.optim.transforms import make_transforms
-from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, State
+from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, check_patterns, drawn_from, key_of
 
 PATTERNS: dict[str, Transform | None] = {
     "none": None,
@@ -58,8 +57,7 @@ class TransformedConfig(LearnedConfig):
         """What makes the transform of a tensor that no pattern names."""
 
     def build(self, layout: Layout, generator: torch.Generator) -> Transformed:
-        with torch.random.fork_rng(devices=[]):  # modules draw their start from the global generator
-            torch.manual_seed(generator.initial_seed())
+        with drawn_from(generator):
             return Transformed(self, layout)
 
 
@@ -153,36 +151,31 @@ class HypergradientConfig(TransformedConfig):
         return lambda param: shared if self.rates == "global" else MetaSGD(param, self.init, per="tensor")
 
 
-class Transformed(LearnedOptimizer):
+class Transformed(PlainRule):
     """u = −lr T(g) for each tensor by itself; there is no state.
 
     Attributes:
         transforms: by the tensors' names, with a / before them and for each dot.
     """
 
-    coordinatewise = False
-    kernel: Kernel = TorchKernel()
+    what = "learned transforms"
 
     def __init__(self, config: TransformedConfig, layout: Layout):
         super().__init__()
         self.config, self.layout = config, layout
         patterns = {pattern: PATTERNS[kind] for pattern, kind in (config.patterns or {}).items()}
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in layout.shapes):
-                raise ConfigError(
-                    f"optimizer.patterns has {pattern}, which fits none of the parameters {', '.join(layout.shapes)}."
-                )
+        check_patterns("optimizer.patterns", patterns, layout)
         params = [(name, torch.empty(shape)) for name, shape in layout.shapes.items()]
         patterns.setdefault("*", config.transform())
         made = make_transforms(params, ByPattern(patterns))
         self.transforms = nn.ModuleDict(
-            {_key(name): module for (name, _), module in zip(params, made, strict=True) if module}
+            {key_of(name): module for (name, _), module in zip(params, made, strict=True) if module}
         )
         if not list(self.parameters()):
             raise ConfigError("optimizer.patterns leaves nothing to be learned: give some parameter a transform.")
 
     def check(self, layout: Layout) -> None:
-        if layout != self.layout:
+        if layout.shapes != self.layout.shapes:
             expected, found = (
                 ", ".join(f"{n} {list(s)}" for n, s in one.shapes.items()) for one in (self.layout, layout)
             )
@@ -191,15 +184,11 @@ class Transformed(LearnedOptimizer):
                 "evaluate it on the optimizee that it was trained on."
             )
 
-    def use_kernel(self, name: str) -> None:
-        if name not in ("auto", "torch"):
-            raise ConfigError(f"kernel={name} computes the LSTM, not learned transforms: use kernel=auto.")
-
     def init(self, params: Tensor) -> State:
         return ()
 
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
-        parts = {name: self._transformed(_key(name), part) for name, part in self.layout.views(grads).items()}
+        parts = {name: self._transformed(key_of(name), part) for name, part in self.layout.views(grads).items()}
         return -self.config.lr * self.layout.flatten(parts), ()
 
     def _transformed(self, key: str, grads: Tensor) -> Tensor:
@@ -210,18 +199,15 @@ class Transformed(LearnedOptimizer):
         return transform(grads[0]).unsqueeze(0) if len(grads) == 1 else vmap(transform)(grads)  # type: ignore[no-any-return]
 
     def rates(self) -> dict[str, Tensor]:
-        pairs = ((name, self.transforms[_key(name)]) for name in self.layout.shapes if _key(name) in self.transforms)
+        pairs = (
+            (name, self.transforms[key_of(name)]) for name in self.layout.shapes if key_of(name) in self.transforms
+        )
         return {name: self.config.lr * one.rate.detach() for name, one in pairs if isinstance(one, MetaSGD)}
 
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():  # without a state, steps are like problems
             updates, _ = self.update(grads.flatten(0, 1), (), grads)
             return torch.autograd.grad(updates, list(self.parameters()), cotangents.flatten(0, 1))
-
-
-def _key(name: str) -> str:
-    """A name as nn.ModuleDict takes it: without dots, and none that the dictionary has a use for itself."""
-    return "/" + name.replace(".", "/")
 
 
 class _Residual(nn.Module):

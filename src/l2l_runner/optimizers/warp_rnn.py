@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least
-from l2l_runner.kernels import Kernel, TorchKernel
 from l2l_runner.layout import Layout, Site
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, State
+from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, drawn_from
 from l2l_runner.optimizers.hand_designed import Adam
 
 Memory = tuple[Tensor, Tensor]
@@ -47,8 +46,7 @@ class WarpRNNConfig(LearnedConfig):
                 "optimizer=warp_rnn gates recurrent cells, and the optimizee has none: use optimizee=maze, or another "
                 "optimizer."
             )
-        with torch.random.fork_rng(devices=[]):  # modules draw their start from the global generator
-            torch.manual_seed(generator.initial_seed())
+        with drawn_from(generator):
             return WarpRNN(self, cells)
 
 
@@ -84,15 +82,14 @@ class Gates(nn.Module):
         return 1 + self.project(torch.tanh(self.squash(memory[0]))), memory
 
 
-class WarpRNN(LearnedOptimizer):
+class WarpRNN(PlainRule):
     """Adam, and the gates of the cells that it trains.
 
     Attributes:
         gates: by the cells' names.
     """
 
-    coordinatewise = False
-    kernel: Kernel = TorchKernel()
+    what = "gates"
 
     def __init__(self, config: WarpRNNConfig, cells: dict[str, Site]):
         super().__init__()
@@ -113,10 +110,6 @@ class WarpRNN(LearnedOptimizer):
                 f"This optimizer gates the recurrent cells {expected}, and the optimizee has others: evaluate it on "
                 "the optimizee that it was trained on."
             )
-
-    def use_kernel(self, name: str) -> None:
-        if name not in ("auto", "torch"):
-            raise ConfigError(f"kernel={name} computes the LSTM optimizer, not gates: use kernel=auto.")
 
     def init(self, params: Tensor) -> State:
         return self.rule.init(params)
