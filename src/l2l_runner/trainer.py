@@ -211,8 +211,12 @@ class MetaTraining:
 
     @property
     def estimator(self) -> MetaGradient:
+        return self._estimator_at(self.progress.step)
+
+    def _estimator_at(self, step: int) -> MetaGradient:
         assert not isinstance(self.config.optimizer, HandDesigned)
-        return self.meta.estimator(replace(self.config.unroll, steps=self.horizon), self.config.optimizer)
+        unroll = replace(self.config.unroll, steps=self.horizon)
+        return self.meta.estimator_at(step, unroll, self.config.optimizer)
 
     def _save(self, path: Path) -> None:
         if distributed.first():
@@ -238,13 +242,14 @@ class MetaTraining:
                 meta.steps,
                 config.meta_batch,
                 ", then ".join(map(str, self.horizons)),
-                self.estimator.description,
+                ", then ".join(dict.fromkeys(self._estimator_at(step).description for step in (0, meta.steps))),
                 ", ".join(dict.fromkeys(part.rule.kernel.name for part in self.optimizer.parts())),
                 self.runtime.device if distributed.count() == 1 else f"{self.runtime.device} × {distributed.count()}",
                 config.seed,
                 self.folder.path,
             )
-            stores = self.estimator.stores(config.optimizee.layout(), config.meta_batch, self.runtime.dtype)
+            replayed = self._estimator_at(meta.steps)
+            stores = replayed.stores(config.optimizee.layout(), config.meta_batch, self.runtime.dtype)
             if stores:
                 log.info("Stored of a meta-step: %s.", stores)
             return self._train(stop)
