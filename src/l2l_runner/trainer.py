@@ -110,7 +110,8 @@ def meta_update(
     """
     scale = 1.0 if clip is None else (clip / (norm + 1e-12)).clamp(max=1)
     for parameter, grad in zip(optimizer.parameters(), grads, strict=True):
-        parameter.grad = None if grad is None else grad * scale
+        # Fused optimizers take a gradient's numbers in the order of memory, which vmap's convolutions may have changed.
+        parameter.grad = None if grad is None else torch.empty_like(parameter).copy_(grad * scale)
     # Where it is 1, a fused optimizer leaves everything as it is.
     meta_optimizer.found_inf = 1 - usable  # type: ignore[attr-defined]
     meta_optimizer.step()
