@@ -17,10 +17,12 @@ from l2l_runner import plotting, streams
 from l2l_runner.errors import ConfigError
 from l2l_runner.layout import Layout, Site
 from l2l_runner.meta import FOMAML, MAML, Joint, Leap, Reptile, WarpGrad
+from l2l_runner.meta.base import global_norm
 from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Adaptation, AdaptationConfig
 from l2l_runner.optimizers.transformed import MetaSGDConfig
 from l2l_runner.optimizers.warp import WarpConfig
+from l2l_runner.trainer import meta_update
 from problems import ADAPTATIONS, problems
 from running import assert_one_sentence, last, same_bits, train
 
@@ -477,6 +479,23 @@ def test_sgd_as_meta_optimizer_takes_plain_steps(tmp_path):
         theta = theta - 0.01 * slope
     found = last(tmp_path / "run")["optimizer"]["start./theta"].double()
     torch.testing.assert_close(found, theta.mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_meta_updates_take_gradients_in_whatever_order_of_memory(kind):
+    """As those of convolutions under vmap are; PyTorch's own fused optimizers take them for contiguous."""
+    generator = torch.Generator().manual_seed(0)
+    layers, reference = (nn.Conv2d(3, 4, 3) for _ in range(2))
+    reference.load_state_dict(layers.state_dict())
+    fused, plain = kind(layers.parameters(), lr=0.1, fused=True), kind(reference.parameters(), lr=0.1)
+    for _ in range(3):
+        weight = torch.randn(3, 3, 4, 3, generator=generator).permute(2, 3, 0, 1)
+        bias = torch.randn(8, generator=generator)[::2]
+        reference.weight.grad, reference.bias.grad = weight.contiguous(), bias.contiguous()
+        plain.step()
+        meta_update(fused, layers, (weight, bias), global_norm((weight, bias)), torch.ones(()), None)
+    torch.testing.assert_close(layers.weight, reference.weight)
+    torch.testing.assert_close(layers.bias, reference.bias)
 
 
 def test_methods_and_the_baselines_beside_them_can_be_told_apart():
