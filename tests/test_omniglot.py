@@ -28,7 +28,7 @@ from l2l_runner.optimizees.omniglot import ALPHABETS, distorted, load_tasks
 from l2l_runner.reporting.runs import find_runs
 from l2l_runner.runtime import Runtime
 from problems import RUNTIME, needs_omniglot, optimizee, scattered
-from running import assert_one_sentence, evaluate, read_csv, read_json, records, train
+from running import evaluate, read_csv, read_json, train
 
 CPU = torch.device("cpu")
 PARTS = ("images_background", "images_evaluation")
@@ -597,20 +597,3 @@ def test_results_of_an_evaluation_count_a_task_once_and_have_accuracies(noisy: R
     row = read_csv(tmp_path / "eval" / "comparison.csv")[0]
     assert float(row["mean_accuracy_ci95"]) == entry["readings"]["accuracy"]["mean"]["ci95"]
     assert float(row["accuracy_mean"]) == result["metrics"]["accuracy"]["mean"]
-
-
-@pytest.mark.usefixtures("sketches")
-def test_warp_layers_can_wait_for_the_start(noisy: Runtime, tmp_path: Path) -> None:
-    """A fraction of the meta-steps are Leap's, in which the layers stay the identity."""
-    few = [*TINY, f"data.root={noisy.data_root}", "evaluate=false", "meta.steps=4", "meta.validate_every=1"]
-    few += ["device.dtype=float64"]
-    assert train(tmp_path / "leap", *few, "optimizer=leap").code == 0
-    assert train(tmp_path / "warp_leap", *few, "optimizer=warp_leap", "meta.start_first=0.5").code == 0
-    alone, both = (
-        [line["meta_loss"] for line in records(tmp_path / name, "meta_step")] for name in ("leap", "warp_leap")
-    )
-    assert both[:2] == pytest.approx(alone[:2], rel=1e-9)
-    assert both[2] != pytest.approx(alone[2], rel=1e-3)
-    assert "Leap by 2 steps, no second derivatives, then WarpGrad" in (tmp_path / "warp_leap" / "train.log").read_text()
-    refused = train(tmp_path / "warp", *few, "optimizer=warp", "meta.start_first=0.5")
-    assert_one_sentence(refused, "meta.start_first=0.5", "warp_leap")

@@ -99,10 +99,6 @@ class Meta(ABC):
             ConfigError: a combination that makes no sense.
         """
 
-    def estimator_at(self, step: int, unroll: Unroll, optimizer: LearnedConfig) -> MetaGradient:
-        """The estimator of a meta-step, from 0; mostly the same in all."""
-        return self.estimator(unroll, optimizer)
-
     def training_problem(self, problem: Problem) -> Problem:
         """What is trained on in the place of a problem; mostly itself."""
         return problem
@@ -257,8 +253,6 @@ class WarpGradConfig(Meta):
         shuffle: replay in random order; otherwise trajectory by trajectory.
         every: points of a trajectory that are stored for it: each (1), every second (2), …
         memory: megabytes that they may take; where they take more, fewer are stored, evenly spaced.
-        start_first: fraction of the meta-steps that learn the start alone, before the warp layers: these then learn
-            from trajectories that begin well, and not from those of an untrained network.
     """
 
     name: str = choice("warpgrad")
@@ -269,7 +263,6 @@ class WarpGradConfig(Meta):
     shuffle: bool
     every: int = at_least(1)
     memory: int = at_least(1)
-    start_first: float = between(0, 1)
 
     def estimator(self, unroll: Unroll, optimizer: LearnedConfig) -> WarpGrad:
         if not (isinstance(optimizer, AdaptationConfig) and optimizer.warp is not None):
@@ -282,11 +275,6 @@ class WarpGradConfig(Meta):
                 "meta.approximate=true takes steps for constants, from which optimizer.transform="
                 f"{optimizer.transform} could learn nothing: use meta.approximate=false, or optimizer.transform=none."
             )
-        if self.start_first and not optimizer.learns_start:
-            raise ConfigError(
-                f"meta.start_first={self.start_first:g} learns the start before the warp layers, and this optimizer "
-                "learns none: use optimizer=warp_leap, or meta.start_first=0."
-            )
         return WarpGrad(
             steps=unroll.steps,
             algorithm=self.algorithm,
@@ -298,10 +286,6 @@ class WarpGradConfig(Meta):
             memory=self.memory << 20,
             leap=optimizer.learns_start,
         )
-
-    def estimator_at(self, step: int, unroll: Unroll, optimizer: LearnedConfig) -> MetaGradient:
-        whole = self.estimator(unroll, optimizer)
-        return Leap(steps=unroll.steps) if step < self.start_first * self.steps else whole
 
 
 @dataclass(frozen=True, kw_only=True)

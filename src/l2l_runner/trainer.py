@@ -212,12 +212,8 @@ class MetaTraining:
 
     @property
     def estimator(self) -> MetaGradient:
-        return self._estimator_at(self.progress.step)
-
-    def _estimator_at(self, step: int) -> MetaGradient:
         assert not isinstance(self.config.optimizer, HandDesigned)
-        unroll = replace(self.config.unroll, steps=self.horizon)
-        return self.meta.estimator_at(step, unroll, self.config.optimizer)
+        return self.meta.estimator(replace(self.config.unroll, steps=self.horizon), self.config.optimizer)
 
     def _save(self, path: Path) -> None:
         if distributed.first():
@@ -243,14 +239,13 @@ class MetaTraining:
                 meta.steps,
                 config.meta_batch,
                 ", then ".join(map(str, self.horizons)),
-                ", then ".join(dict.fromkeys(self._estimator_at(step).description for step in (0, meta.steps))),
+                self.estimator.description,
                 ", ".join(dict.fromkeys(part.rule.kernel.name for part in self.optimizer.parts())),
                 self.runtime.device if distributed.count() == 1 else f"{self.runtime.device} × {distributed.count()}",
                 config.seed,
                 self.folder.path,
             )
-            replayed = self._estimator_at(meta.steps)
-            stores = replayed.stores(config.optimizee.layout(), config.meta_batch, self.runtime.dtype)
+            stores = self.estimator.stores(config.optimizee.layout(), config.meta_batch, self.runtime.dtype)
             if stores:
                 log.info("Stored of a meta-step: %s.", stores)
             return self._train(stop)

@@ -69,7 +69,7 @@ class FirstOrder(MetaGradient):
 
     @property
     def description(self) -> str:
-        return f"{type(self).__name__} by {self.steps} steps, no second derivatives"
+        return f"{self.steps} steps, no second derivatives"
 
     def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
