@@ -256,6 +256,11 @@ def test_a_refused_run_leaves_the_next_one_free_to_go(tmp_path: Path) -> None:
         ("online", ["optimizer=hypergradient", "evaluate=false"], "meta=online has no use for evaluate:"),
         ("online", ["optimizer=hypergradient", "meta_batch=3", "evaluate=true"], "evaluate and meta_batch"),
         ("reweight", ["optimizee=imbalance", "optimizer=sgd", "score=sum"], "meta=reweight has no use for score:"),
+        (
+            "warpgrad",
+            ["optimizee=omniglot", "optimizer=warp", "meta.algorithm=online", "meta.every=2", "meta.batch=3"],
+            "meta.algorithm=online has no use for meta.batch and meta.every:",
+        ),
     ],
 )
 def test_keys_that_a_run_has_no_use_for_are_refused(tmp_path: Path, meta: str, given: list[str], named: str) -> None:

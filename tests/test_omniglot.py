@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import shutil
@@ -28,7 +29,7 @@ from l2l_runner.optimizees.omniglot import ALPHABETS, distorted, load_tasks
 from l2l_runner.reporting.runs import find_runs
 from l2l_runner.runtime import Runtime
 from problems import RUNTIME, needs_omniglot, optimizee, scattered
-from running import evaluate, read_csv, read_json, train
+from running import assert_one_sentence, evaluate, read_csv, read_json, train
 
 CPU = torch.device("cpu")
 PARTS = ("images_background", "images_evaluation")
@@ -301,6 +302,27 @@ def test_rounds_and_runs_have_orders_of_their_own() -> None:
 def test_a_split_without_validation_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"pretrain_alphabets=36 and .*leave none of the 46 alphabets for validation"):
         optimizee("omniglot", pretrain_alphabets=36)
+
+
+def test_alphabets_that_were_trained_on_are_no_test() -> None:
+    """By the definition of splits, over all pairs of a few."""
+    kinds = [
+        optimizee("omniglot", split_seed=seed, pretrain_alphabets=pretrain, test_alphabets=test)
+        for seed, pretrain, test in itertools.product((0, 1), (1, 25, 35), (1, 10))
+    ]
+    refused = 0
+    for trained, kind in itertools.product(kinds, kinds):
+        orders = [omniglot.order_of_alphabets(one.split_seed) for one in (trained, kind)]
+        common = {*orders[0][: trained.pretrain_alphabets]} & {*orders[1][46 - kind.test_alphabets :]}
+        if common:
+            refused += 1
+            with pytest.raises(ConfigError, match=rf"hold out {len(common)} of the alphabets .*split_seed="):
+                kind.check_unseen(trained)
+        else:
+            kind.check_unseen(trained)
+    assert 0 < refused < len(kinds) ** 2
+    optimizee("quadratic").check_unseen(kinds[0])
+    kinds[0].check_unseen(optimizee("quadratic"))
 
 
 # Distortions
@@ -594,6 +616,14 @@ def test_results_of_an_evaluation_count_a_task_once_and_have_accuracies(noisy: R
     assert {key: result[key] for key in ("final", "sum", "metrics")} == {
         key: entry[key] for key in ("final", "sum", "metrics")
     }
+    other = [
+        f"checkpoint={tmp_path / 'run'}",
+        "optimizee.split_seed=1",
+        "optimizee.test_alphabets=43",
+        "device=cpu",
+        data,
+    ]
+    assert_one_sentence(evaluate(tmp_path / "other", *other), "trained on", "optimizee.split_seed=0")
     row = read_csv(tmp_path / "eval" / "comparison.csv")[0]
     assert float(row["mean_accuracy_ci95"]) == entry["readings"]["accuracy"]["mean"]["ci95"]
     assert float(row["accuracy_mean"]) == result["metrics"]["accuracy"]["mean"]

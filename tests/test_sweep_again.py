@@ -27,6 +27,7 @@ from running import (
     assert_one_sentence,
     assert_same_run,
     die_when_replacing,
+    evaluate,
     finish,
     has_plugin,
     last,
@@ -230,6 +231,15 @@ def test_a_runs_folder_and_one_of_an_older_version_are_refused(quick: Path, tmp_
         before = snapshot(folder)
         assert_one_sentence(sweep(folder, *SGD, "optimizer.lr=0.1,0.2"), str(folder), words, "hydra.sweep.dir")
         assert snapshot(folder) == before
+
+
+def test_a_sweep_of_another_program_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    assert sweep(folder, *SGD, "optimizer.lr=0.1,0.2").code == 0
+    before = snapshot(folder)
+    ended = evaluate(None, "-m", f"hydra.sweep.dir={folder}", f"checkpoint={folder / '0'}", "seed=1,2")
+    assert_one_sentence(ended, str(folder), "belongs to a sweep of train", "hydra.sweep.dir")
+    assert snapshot(folder) == before
 
 
 def test_how_a_sweep_is_run_is_refused_without_one() -> None:

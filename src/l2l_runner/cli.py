@@ -282,7 +282,7 @@ class FolderGuard(Callback):
         swept |= set(config.hydra.sweeper.params or ())
         handed_out = "${job_folder:" in OmegaConf.to_yaml(config.hydra.sweep)
         try:
-            SweepFolder(Path(str(config.hydra.sweep.dir)).absolute()).begin(swept, handed_out)
+            SweepFolder(Path(str(config.hydra.sweep.dir)).absolute()).begin(swept, handed_out, config.hydra.job.name)
         except StorageError as error:
             _fail(str(error))
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l2l_runner.cli import launch, overrides_of, quoted, unquoted, with_first
 from l2l_runner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from l2l_runner.optimizees import Optimizee
+    from l2l_runner.optimizers import LearnedOptimizer
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +35,14 @@ def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     node.setdefault("optimizee", trained["optimizee"])
     config = schema.parse_eval(node)
     name = str(trained["optimizer"]["name"])
-    learned = {name: checkpoint.restore_optimizer(content, source)}
+    learned = {name: _learned(source, content, config.optimizee)}
     origins = [_origin(source, content)]
     for other, path in config.others.items():
         if other in learned or other in config.evaluation.baselines:
             raise ConfigError(f"others.{other} would be the second {other} of the comparison: give it another name.")
         source = _source(f"others.{other}", path)
         content = checkpoint.load(source)
-        learned[other] = checkpoint.restore_optimizer(content, source)
+        learned[other] = _learned(source, content, config.optimizee)
         origins.append(_origin(source, content))
     runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
     layout = config.optimizee.layout()
@@ -87,6 +91,14 @@ def _source(key: str, given: str) -> Path:
     if not given:
         raise ConfigError(f"{key} is empty: give a best.pt, or the folder of its run, as {key}=PATH.")
     return Path(given).expanduser()
+
+
+def _learned(source: Path, content: Mapping[str, Any], optimizee: Optimizee) -> LearnedOptimizer:
+    """The optimizer that a checkpoint holds, which has not met the tasks that it is to be tested on."""
+    from l2l_runner import checkpoint, schema
+
+    optimizee.check_unseen(schema.parse_optimizee(content["config"]["optimizee"]))
+    return checkpoint.restore_optimizer(content, source)
 
 
 def _origin(source: Path, content: Mapping[str, Any]) -> str:

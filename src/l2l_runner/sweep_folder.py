@@ -69,11 +69,12 @@ class SweepFolder:
         self.own = path / ".sweep"
         self.stop = self.own / "stop"
 
-    def begin(self, swept: Collection[str], handed_out: bool = True) -> None:
+    def begin(self, swept: Collection[str], handed_out: bool = True, program: str = "train") -> None:
         """Start a sweep over these keys, or go on with one.
 
         Args:
             swept: the keys.
+            program: whose jobs they are: train, or eval.
             handed_out: whether jobs have the folders that `folder_of` gives them, and not others of the user's.
 
         Raises:
@@ -85,6 +86,12 @@ class SweepFolder:
             raise StorageError(
                 f"{self.path} already belongs to {owner}: give the new sweep its own with hydra.sweep.dir=FOLDER."
             )
+        before = self.own / "program"
+        if before.exists() and before.read_text() != program:
+            raise StorageError(
+                f"{self.path} already belongs to a sweep of {before.read_text()}: give that of {program} its own with "
+                "hydra.sweep.dir=FOLDER."
+            )
         if not (handed_out and self.own.exists()) and any(self.path.glob("*/.run")):
             raise StorageError(
                 f"{self.path} already holds runs, which a sweep goes on with only if they are its own jobs, without "
@@ -94,6 +101,7 @@ class SweepFolder:
             self.own.mkdir(parents=True, exist_ok=True)
             self.stop.unlink(missing_ok=True)
             (self.own / "swept.json").write_text(json.dumps(sorted(swept)))
+            before.write_text(program)
         except OSError as error:
             raise StorageError(
                 f"{self.path} could not be written ({error.strerror}): choose another with hydra.sweep.dir=FOLDER."

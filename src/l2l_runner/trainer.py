@@ -410,8 +410,9 @@ class MetaTraining:
         tuned = tuned_baselines(
             config.evaluation, config.optimizee, config.seed, config.unroll.steps, config.score, self.runtime
         )
-        rates = ", ".join(f"{name} lr {baseline.lr:.3g}" for name, baseline in tuned.items())
-        log.info("Baselines, tuned on validation problems: %s", rates)
+        if tuned:
+            rates = ", ".join(f"{name} lr {baseline.lr:.3g}" for name, baseline in tuned.items())
+            log.info("Baselines, tuned on validation problems: %s", rates)
         return tuned
 
     def _shown(self, baselines: Mapping[str, HandDesigned]) -> dict[str, Any]:

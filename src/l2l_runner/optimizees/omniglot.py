@@ -108,6 +108,18 @@ class Omniglot(Optimizee):
         turns = start + streams.uniform(rounds, tasks, "order").argsort(dim=1).flatten()[skipped : skipped + count]
         return streams.seeds(run_seed, split, first, count, device) & ~TASK_BITS | turns
 
+    def check_unseen(self, trained: Optimizee) -> None:
+        if not isinstance(trained, Omniglot):
+            return
+        seen = set(order_of_alphabets(trained.split_seed)[: trained.pretrain_alphabets])
+        common = seen.intersection(order_of_alphabets(self.split_seed)[ALPHABETS - self.test_alphabets :])
+        if common:
+            raise ConfigError(
+                f"optimizee.split_seed={self.split_seed} and optimizee.test_alphabets={self.test_alphabets} hold out "
+                f"{len(common)} of the alphabets that this optimizer was trained on: use optimizee.split_seed="
+                f"{trained.split_seed}, and optimizee.test_alphabets up to {ALPHABETS - trained.pretrain_alphabets}."
+            )
+
     def sample(self, seeds: Tensor, runtime: Runtime) -> Problem:
         """As `Optimizee.sample`.
 
@@ -147,17 +159,25 @@ def load_tasks(split_seed: int, root: Path, download: bool, device: torch.device
             "put both of its parts, images_background and images_evaluation, whole into omniglot-py there."
         )
 
-    def shuffled(what: str, rows: int, count: int) -> Tensor:
-        return streams.uniform(streams.seeds(split_seed, what, 0, rows), count, "order").argsort(dim=1)
-
-    names = [list(drawings)[place] for place in shuffled("alphabets", 1, ALPHABETS)[0].tolist()]
+    names = [list(drawings)[place] for place in order_of_alphabets(split_seed)]
     chosen = []
     for name in names:
-        characters = shuffled(f"characters of {name}", 1, len(drawings[name]))[0, :CLASSES]
-        order = shuffled(f"drawings of {name}", CLASSES, OMNIGLOT_DRAWINGS)
+        characters = _shuffled(split_seed, f"characters of {name}", 1, len(drawings[name]))[0, :CLASSES]
+        order = _shuffled(split_seed, f"drawings of {name}", CLASSES, OMNIGLOT_DRAWINGS)
         chosen.append(drawings[name][characters[:, None], order])
     stacked = torch.stack(chosen).to(device)
     return Tasks(tuple(names), stacked[:, :, :TRAINING].flatten(1, 2), stacked[:, :, TRAINING:].flatten(1, 2))
+
+
+def order_of_alphabets(split_seed: int) -> list[int]:
+    """The places, among the sorted names of those with twenty characters, of the first to the last alphabet."""
+    order: list[int] = _shuffled(split_seed, "alphabets", 1, ALPHABETS)[0].tolist()
+    return order
+
+
+def _shuffled(split_seed: int, what: str, rows: int, count: int) -> Tensor:
+    """Orders of `count` things, [rows, count]."""
+    return streams.uniform(streams.seeds(split_seed, what, 0, rows), count, "order").argsort(dim=1)
 
 
 def distorted(images: Tensor, numbers: Tensor) -> Tensor:
