@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from l2l_runner import checkpoint
 from running import (
     EVAL,
     QUICK,
@@ -234,3 +235,10 @@ def test_others_meet_the_same_problems(reference: Path, quick: Path, tmp_path: P
 )
 def test_others_need_names_of_their_own(reference: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
     assert_one_sentence(evaluate(tmp_path / "eval", f"checkpoint={reference}", *arguments, *UNTUNED), words)
+
+
+def test_a_checkpoint_of_another_version_beside_one_of_this_is_said(quick: Path, tmp_path: Path) -> None:
+    content = checkpoint.load(quick)
+    checkpoint.save(tmp_path / "newer.pt", {**content, "config": {**content["config"], "optimizee": {"name": "maze9"}}})
+    ended = evaluate(tmp_path / "eval", f"checkpoint={quick}", f"others.newer={tmp_path / 'newer.pt'}", "device=cpu")
+    assert_one_sentence(ended, "The configuration inside", "newer.pt", "none that this version can build")

@@ -97,8 +97,9 @@ def _learned(source: Path, content: Mapping[str, Any], optimizee: Optimizee) -> 
     """The optimizer that a checkpoint holds, which has not met the tasks that it is to be tested on."""
     from l2l_runner import checkpoint, schema
 
+    learned = checkpoint.restore_optimizer(content, source)  # first, as it says what is wrong with a configuration
     optimizee.check_unseen(schema.parse_optimizee(content["config"]["optimizee"]))
-    return checkpoint.restore_optimizer(content, source)
+    return learned
 
 
 def _origin(source: Path, content: Mapping[str, Any]) -> str:

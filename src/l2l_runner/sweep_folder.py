@@ -74,8 +74,8 @@ class SweepFolder:
 
         Args:
             swept: the keys.
-            program: whose jobs they are: train, or eval.
             handed_out: whether jobs have the folders that `folder_of` gives them, and not others of the user's.
+            program: whose jobs they are: train, or eval.
 
         Raises:
             StorageError: the folder belongs to something else, or cannot be written.

@@ -7,7 +7,6 @@ The starting point θ0 is that of MAML (Finn et al. 2017, arXiv 1703.03400), Rep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from l2l_runner.fields import above, choice
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizees.started import Started
-from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, check_patterns, drawn_from, key_of
+from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, check_patterns, drawn_from, fits, key_of
 from l2l_runner.optimizers.transformed import PATTERNS, MetaSGDConfig, Transformed
 from l2l_runner.optimizers.warp import WarpConfig
 
@@ -96,7 +95,7 @@ class Adaptation(PlainRule):
                 "optimizer.warp needs an optimizee whose network takes warp layers, as optimizee=omniglot does; this "
                 "one takes none: use optimizer.warp=null."
             )
-        fresh = {name for name in layout.shapes if any(fnmatchcase(name, pattern) for pattern in config.fresh)}
+        fresh = {name for name in layout.shapes if fits(name, config.fresh)}
         learned = [name for name in layout.shapes if config.learns_start and name not in fresh]
         self.start = nn.ParameterDict(
             {key_of(name): nn.Parameter(torch.zeros(layout.shapes[name])) for name in learned}

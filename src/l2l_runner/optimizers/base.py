@@ -180,6 +180,11 @@ def key_of(name: str) -> str:
     return "/" + name.replace(".", "/")
 
 
+def fits(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a parameter's name fits one of some shell patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def check_patterns(key: str, patterns: Iterable[str], layout: Layout) -> None:
     """Refuse patterns of parameters' names that fit none.
 
@@ -187,7 +192,7 @@ def check_patterns(key: str, patterns: Iterable[str], layout: Layout) -> None:
         ConfigError: there is such a pattern.
     """
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in layout.shapes):
+        if not any(fits(name, [pattern]) for name in layout.shapes):
             raise ConfigError(f"{key} has {pattern}, which fits none of the parameters {', '.join(layout.shapes)}.")
 
 

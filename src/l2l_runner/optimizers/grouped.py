@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from l2l_runner.errors import ConfigError
 from l2l_runner.layout import Columns, Layout
 from l2l_runner.optimizers.adaptation import AdaptationConfig
-from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, Part, Recording, State
+from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, Part, Recording, State, fits
 from l2l_runner.optimizers.hand_designed import HandDesigned
 
 
@@ -111,10 +110,6 @@ class GroupsConfig(LearnedConfig):
             rule = self.given[name].optimizer
             rules[name] = rule.build(layout.only(own), generator) if isinstance(rule, LearnedConfig) else rule
         return Grouped(self, rules, layout)
-
-
-def fits(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 class _Member(NamedTuple):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import prod
 
 import torch
@@ -28,7 +27,7 @@ from l2l_runner.optim import (
     Transform,
 )
 from l2l_runner.optim.transforms import make_transforms
-from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, check_patterns, drawn_from, key_of
+from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, check_patterns, drawn_from, fits, key_of
 
 PATTERNS: dict[str, Transform | None] = {
     "none": None,
@@ -123,7 +122,7 @@ class ModuleTransformConfig(TransformedConfig):
     def build(self, layout: Layout, generator: torch.Generator) -> Transformed:
         for name, shape in layout.shapes.items():
             numel = prod(shape)
-            if numel > LARGEST and not any(fnmatchcase(name, pattern) for pattern in self.patterns or {}):
+            if numel > LARGEST and not fits(name, self.patterns or {}):
                 raise ConfigError(
                     f"optimizer=module_transform needs a module of {numel:,} inputs and outputs for {name}; expected "
                     f"at most {LARGEST:,}: name another kind in optimizer.patterns, as in {{{name}:metacurvature}}, "
