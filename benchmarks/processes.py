@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from l2l_runner.cli import ENVIRONMENT, conf_folder
+from l2l_runner.launch.hydra import ENVIRONMENT, conf_folder
 
 SETTINGS = {
     "quadratic, 128 × 10": ["optimizee=quadratic"],
@@ -40,9 +40,9 @@ def work(place: int, processes: int, threads: int, port: int, overrides: list[st
     from tqdm import tqdm
 
     from l2l_runner import distributed, schema
-    from l2l_runner.folder import RunFolder
+    from l2l_runner.runs.folder import RunFolder
     from l2l_runner.runtime import Runtime, machine_settings
-    from l2l_runner.trainer import MetaTraining
+    from l2l_runner.training.meta_training import MetaTraining
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)

@@ -69,7 +69,7 @@ def environment(name: str, threads: int, inherited: dict[str, str], briefly: boo
     """
     clean = {k: v for k, v in inherited.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "MKL_", "XLA_", "JAX_"))}
     if briefly or VARIANTS[name].ours:
-        from l2l_runner.cli import ENVIRONMENT  # not at the top: peers' environments don't have it
+        from l2l_runner.launch.hydra import ENVIRONMENT  # not at the top: peers' environments don't have it
 
         clean |= ENVIRONMENT
     if name.startswith("jax"):  # XLA has no call for it

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from l2l_runner.cli import ENVIRONMENT
+from l2l_runner.launch.hydra import ENVIRONMENT
 
 os.environ.update({**ENVIRONMENT, **os.environ})  # before PyTorch is imported: several workers share the CPU
 pytest.register_assert_rewrite("running")

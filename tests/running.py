@@ -28,9 +28,10 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from PIL import Image
 
-from l2l_runner import checkpoint, plotting
 from l2l_runner import eval as eval_module
 from l2l_runner import train as train_module
+from l2l_runner.plots import plotting
+from l2l_runner.runs import checkpoint
 
 ROOT = Path(__file__).parents[1]
 

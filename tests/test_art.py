@@ -14,11 +14,12 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.models import get_model
 
-from l2l_runner import plotting, streams
+from l2l_runner import streams
 from l2l_runner.errors import ConfigError, DataError
-from l2l_runner.evaluation import PICTURED, run
+from l2l_runner.evaluation.curves import PICTURED, run
 from l2l_runner.optimizees import OPTIMIZEES
 from l2l_runner.optimizees.art import NETWORKS, activations, gram, total_variation
+from l2l_runner.plots import plotting
 from problems import DATA, NEEDS, RUNTIME, any_optimizer, art_files, given, optimizee, problems, scattered
 from running import EVAL, SMALL, assert_one_sentence, evaluate, read_json, train
 

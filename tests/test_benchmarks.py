@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import bench, problems, report, workers
 from benchmarks.variant import Estimate, Unavailable
 
-from l2l_runner.cli import ENVIRONMENT
+from l2l_runner.launch.hydra import ENVIRONMENT
 
 KINDS = {
     "quadratics": lambda: problems.quadratics(5, 4),

@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from l2l_runner import checkpoint, evaluation, trainer
 from l2l_runner.errors import ConfigError
-from l2l_runner.evaluation import Curves
-from l2l_runner.folder import RunFolder
+from l2l_runner.evaluation import curves as evaluation
+from l2l_runner.evaluation.curves import Curves
 from l2l_runner.meta import TBPTT, Estimate
+from l2l_runner.runs import checkpoint
+from l2l_runner.runs.folder import RunFolder
 from l2l_runner.schema import METAS, Unroll
+from l2l_runner.training import meta_training as trainer
 from problems import yaml_group
 from running import (
     QUICK,

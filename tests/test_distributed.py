@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from l2l_runner import distributed, schema
-from l2l_runner.cli import check_torchrun, conf_folder, several
 from l2l_runner.errors import ConfigError
+from l2l_runner.launch.hydra import check_torchrun, conf_folder, several
 from l2l_runner.meta import TBPTT, Estimate
 from problems import lstm, problems
 from running import (

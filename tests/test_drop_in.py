@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import l2l_runner
-from l2l_runner import checkpoint
 from l2l_runner.errors import CheckpointError, ConfigError
 from l2l_runner.optimizers.base import LearnedOptimizer as Rule
+from l2l_runner.runs import checkpoint
 from l2l_runner.unroll import start, unroll
 from problems import lstm, problems
 from running import assert_one_sentence, evaluate, read_json

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from l2l_runner import checkpoint
+from l2l_runner.runs import checkpoint
 from running import (
     EVAL,
     QUICK,

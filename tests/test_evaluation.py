@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from l2l_runner import streams
-from l2l_runner.comparison import compare, tuned_baselines
-from l2l_runner.evaluation import (
+from l2l_runner.evaluation.comparison import compare, tuned_baselines
+from l2l_runner.evaluation.curves import (
     DIVERGED,
     Comparison,
     Curves,

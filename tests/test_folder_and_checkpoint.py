@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from l2l_runner import checkpoint
-from l2l_runner.checkpoint import write_atomically
 from l2l_runner.errors import CheckpointError, StorageError
-from l2l_runner.folder import RunFolder, jsonable
+from l2l_runner.runs import checkpoint
+from l2l_runner.runs.checkpoint import write_atomically
+from l2l_runner.runs.folder import RunFolder, jsonable
 from running import Ended, assert_one_sentence, best, evaluate, same_bits
 
 pytestmark = pytest.mark.usefixtures("sketches")

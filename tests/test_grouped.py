@@ -17,14 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from l2l_runner import LearnedOptimizer, checkpoint, streams
+from l2l_runner import LearnedOptimizer, streams
 from l2l_runner.errors import ConfigError
-from l2l_runner.evaluation import run
+from l2l_runner.evaluation.curves import run
 from l2l_runner.kernels.cpp import unsupported
 from l2l_runner.layout import Layout
 from l2l_runner.meta import TBPTT
 from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Grouped, Optimizer
+from l2l_runner.runs import checkpoint
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 from l2l_runner.unroll import start, unroll

@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from l2l_runner import streams
-from l2l_runner.data import load_images
 from l2l_runner.errors import DataError
 from l2l_runner.layout import Layout
 from l2l_runner.optimizees import OPTIMIZEES
 from l2l_runner.optimizees.classification import METRIC_IMAGES
+from l2l_runner.optimizees.data import load_images
 from l2l_runner.runtime import Runtime
 from problems import (
     DATA,

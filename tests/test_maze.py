@@ -10,15 +10,17 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from l2l_runner import checkpoint, plotting, streams
+from l2l_runner import streams
 from l2l_runner.errors import ConfigError
-from l2l_runner.evaluation import Comparison, Curves, summary_table
+from l2l_runner.evaluation.curves import Comparison, Curves, summary_table
 from l2l_runner.layout import Layout, Site
 from l2l_runner.meta import TBPTT, Direct
 from l2l_runner.optimizees.maze import MOVES, PIXELS, REWARD, plan
 from l2l_runner.optimizers import Adam
-from l2l_runner.reporting import figures
-from l2l_runner.reporting.runs import find_runs
+from l2l_runner.pages.reporting import figures
+from l2l_runner.pages.reporting.runs import find_runs
+from l2l_runner.plots import plotting
+from l2l_runner.runs import checkpoint
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 from l2l_runner.train import with_own_experiment

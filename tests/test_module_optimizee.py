@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from l2l_runner import checkpoint, streams
-from l2l_runner.data import load_images
+from l2l_runner import streams
 from l2l_runner.errors import ConfigError, DataError
 from l2l_runner.models.convnet import CifarConvNet, ConvNet, DigitsConvNet
 from l2l_runner.models.resnet import CifarResNet
+from l2l_runner.optimizees.data import load_images
+from l2l_runner.runs import checkpoint
 from l2l_runner.schema import parse_optimizee
 from problems import DATA, OPTIMIZEE_FILES, OPTIMIZER_FILES, RUNTIME, needs_cifar, optimizee, problems, scattered
 from running import SMALL, assert_one_sentence, evaluate, read_json, train

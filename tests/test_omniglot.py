@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from torchvision import datasets
 
 from l2l_runner import streams
-from l2l_runner.data import load_omniglot
 from l2l_runner.errors import ConfigError, DataError
 from l2l_runner.layout import Site
 from l2l_runner.optimizees import omniglot
+from l2l_runner.optimizees.data import load_omniglot
 from l2l_runner.optimizees.omniglot import ALPHABETS, distorted, load_tasks
-from l2l_runner.reporting.runs import find_runs
+from l2l_runner.pages.reporting.runs import find_runs
 from l2l_runner.runtime import Runtime
 from problems import RUNTIME, needs_omniglot, optimizee, scattered
 from running import assert_one_sentence, evaluate, read_csv, read_json, train

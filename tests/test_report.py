@@ -16,12 +16,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from l2l_runner import plotting
 from l2l_runner import report as report_module
-from l2l_runner.reporting import figures
-from l2l_runner.reporting.page import write_report
-from l2l_runner.reporting.runs import Run, find_runs
-from l2l_runner.reporting.settings import differing, flat
+from l2l_runner.pages.reporting import figures
+from l2l_runner.pages.reporting.page import write_report
+from l2l_runner.pages.reporting.runs import Run, find_runs
+from l2l_runner.pages.reporting.settings import differing, flat
+from l2l_runner.plots import plotting
 from running import EVAL, QUADRATIC, Ended, assert_one_sentence, call, evaluate, read_json, sketch, train
 
 DIVERGED, FAILED = "1e30", "-1"
@@ -344,7 +344,7 @@ def test_a_run_without_a_result_says_how_far_it_came(quick: Path, tmp_path: Path
     assert read.score == min(json.loads(line)["score"] for line in lines[:-3] if "validation" in line)
     with open(run / "train.log", "a") as log:
         log.write(
-            "[2026-01-01 00:00:00,000][l2l_runner.cli][INFO] - Stopped at meta-step 5 of 6; everything is saved.\n"
+            "[2026-01-01 00:00:00,000][l2l_runner.launch][INFO] - Stopped at meta-step 5 of 6; everything is saved.\n"
         )
     ((read,), _) = find_runs([run])
     assert read.status == "stopped"

@@ -15,16 +15,17 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from l2l_runner import pages, schema
 from l2l_runner import reproduce as reproduce_module
+from l2l_runner import schema
 from l2l_runner.errors import ConfigError, StorageError
-from l2l_runner.reproduction import page, running
-from l2l_runner.reproduction.figures import drawings
-from l2l_runner.reproduction.numbers import NUMBERS, SHOWN, claims
-from l2l_runner.reproduction.page import held_before, remember
-from l2l_runner.reproduction.results import Results
-from l2l_runner.reproduction.running import Outcome, run_stages
-from l2l_runner.reproduction.stages import Stage, folder_name, stages_of
+from l2l_runner.pages import write as pages
+from l2l_runner.pages.reproduction import page, running
+from l2l_runner.pages.reproduction.figures import drawings
+from l2l_runner.pages.reproduction.numbers import NUMBERS, SHOWN, claims
+from l2l_runner.pages.reproduction.page import held_before, remember
+from l2l_runner.pages.reproduction.results import Results
+from l2l_runner.pages.reproduction.running import Outcome, run_stages
+from l2l_runner.pages.reproduction.stages import Stage, folder_name, stages_of
 from l2l_runner.schema import ReproduceConfig, parse_reproduce
 from problems import CONF, DATA, art_files, needs_mnist
 from running import ROOT, Ended, assert_one_sentence, call, finish, read_json, run_command, spawn, wait_until

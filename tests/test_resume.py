@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from l2l_runner import checkpoint
-from l2l_runner.cli import with_quoted_paths
-from l2l_runner.folder import RunFolder
+from l2l_runner.launch.hydra import with_quoted_paths
 from l2l_runner.meta import TBPTT, Estimate
+from l2l_runner.runs import checkpoint
+from l2l_runner.runs.folder import RunFolder
 from running import (
     EVAL,
     QUADRATIC,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l2l_runner import plotting, streams
+from l2l_runner import streams
 from l2l_runner.errors import ConfigError
 from l2l_runner.layout import Layout, Site
 from l2l_runner.meta import FOMAML, MAML, Joint, Leap, Reptile, WarpGrad
@@ -22,7 +22,8 @@ from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Adaptation, AdaptationConfig
 from l2l_runner.optimizers.transformed import MetaSGDConfig
 from l2l_runner.optimizers.warp import WarpConfig
-from l2l_runner.trainer import meta_update
+from l2l_runner.plots import plotting
+from l2l_runner.training.meta_training import meta_update
 from problems import ADAPTATIONS, problems
 from running import assert_one_sentence, last, same_bits, train
 

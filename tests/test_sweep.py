@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from l2l_runner import plotting, trainer
+from l2l_runner.plots import plotting
+from l2l_runner.training import meta_training as trainer
 from running import (
     EVAL,
     QUADRATIC,

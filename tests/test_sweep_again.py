@@ -14,11 +14,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from l2l_runner import trainer
-from l2l_runner.cli import conf_folder
+from l2l_runner.launch.hydra import conf_folder
+from l2l_runner.launch.sweep import SweepSummary, summed_up
+from l2l_runner.launch.sweep_folder import SweepFolder, identity
 from l2l_runner.stopping import Stopped
-from l2l_runner.sweep import SweepSummary, summed_up
-from l2l_runner.sweep_folder import SweepFolder, identity
+from l2l_runner.training import meta_training as trainer
 from running import (
     QUADRATIC,
     QUICK,

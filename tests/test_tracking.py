@@ -22,11 +22,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from l2l_runner import schema
-from l2l_runner.folder import RunFolder
-from l2l_runner.resuming import FREE_KEYS
+from l2l_runner.runs.folder import RunFolder
+from l2l_runner.runs.resuming import FREE_KEYS
+from l2l_runner.runs.tracking import tracked
 from l2l_runner.stopping import Stopped
-from l2l_runner.tracking import tracked
-from l2l_runner.trainer import thinned
+from l2l_runner.training.meta_training import thinned
 from running import (
     EVAL,
     QUADRATIC,
@@ -357,8 +357,9 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run_with_no_point_twice(
 def test_mlflow_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from l2l_runner import schema, tracking
-from l2l_runner.folder import RunFolder
+from l2l_runner import schema
+from l2l_runner.runs import tracking
+from l2l_runner.runs.folder import RunFolder
 logger = schema.MLflowLogger(name="mlflow", store={str(tmp_path / "store")!r}, experiment="trials")
 with tracking.tracked(RunFolder(Path({str(tmp_path)!r})), logger, {{"seed": 1}}):
     from mlflow.telemetry import get_telemetry_client

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2l_runner import streams
-from l2l_runner.evaluation import run
+from l2l_runner.evaluation.curves import run
 from l2l_runner.meta import TBPTT
 from l2l_runner.optimizers import NAG, SGD, Adam, Momentum, RMSprop
 from l2l_runner.runtime import Runtime

@@ -49,7 +49,7 @@ def pretrained() -> dict[str, Card]:
 
 def pack(source: Path, target: Path) -> None:
     """Write a checkpoint of what was learned alone: no paths, nothing that only a resumption needs."""
-    from l2l_runner import checkpoint
+    from l2l_runner.runs import checkpoint
 
     content = checkpoint.load(source)
     config = {key: content["config"][key] for key in KEPT}

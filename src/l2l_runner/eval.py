@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2l_runner.cli import launch, overrides_of, quoted, unquoted, with_first
 from l2l_runner.errors import ConfigError
+from l2l_runner.launch.hydra import launch, overrides_of, quoted, unquoted, with_first
 
 if TYPE_CHECKING:
     from l2l_runner.optimizees import Optimizee
@@ -19,12 +19,13 @@ log = logging.getLogger(__name__)
 
 def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Compare as a composed configuration describes, in `folder`; the result, with its score."""
-    from l2l_runner import checkpoint, schema
-    from l2l_runner.comparison import compare, tuned_baselines, write_comparison
-    from l2l_runner.folder import RunFolder
+    from l2l_runner import schema
+    from l2l_runner.evaluation.comparison import compare, tuned_baselines, write_comparison
+    from l2l_runner.runs import checkpoint
+    from l2l_runner.runs.folder import RunFolder
+    from l2l_runner.runs.tracking import tracked
     from l2l_runner.runtime import machine_settings, runtime_of
     from l2l_runner.stopping import stop_requests
-    from l2l_runner.tracking import tracked
 
     source = _source("checkpoint", str(composed["checkpoint"]))
     content = checkpoint.load(source)
@@ -95,7 +96,8 @@ def _source(key: str, given: str) -> Path:
 
 def _learned(source: Path, content: Mapping[str, Any], optimizee: Optimizee) -> LearnedOptimizer:
     """The optimizer that a checkpoint holds, which has not met the tasks that it is to be tested on."""
-    from l2l_runner import checkpoint, schema
+    from l2l_runner import schema
+    from l2l_runner.runs import checkpoint
 
     learned = checkpoint.restore_optimizer(content, source)  # first, as it says what is wrong with a configuration
     optimizee.check_unseen(schema.parse_optimizee(content["config"]["optimizee"]))

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from l2l_runner.cli import launch, quoted
 from l2l_runner.errors import UserError
+from l2l_runner.launch.hydra import launch, quoted
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,10 @@ class StagesFailed(UserError):
 def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run what a composed configuration asks for, and write the page; the result, whose score is claims that fail."""
     from l2l_runner import schema
-    from l2l_runner.evaluation import align
-    from l2l_runner.reproduction.page import held_before, keep, remember, verdict, write_report
-    from l2l_runner.reproduction.running import run_stages
-    from l2l_runner.reproduction.stages import stages_of
+    from l2l_runner.evaluation.curves import align
+    from l2l_runner.pages.reproduction.page import held_before, keep, remember, verdict, write_report
+    from l2l_runner.pages.reproduction.running import run_stages
+    from l2l_runner.pages.reproduction.stages import stages_of
     from l2l_runner.runtime import describe, pick_device
     from l2l_runner.stopping import Stopped
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from l2l_runner.cli import conf_folder, launch, overrides_of, resumed, with_first
+from l2l_runner.launch.hydra import conf_folder, launch, overrides_of, resumed, with_first
 
 
 def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -16,13 +16,14 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     from dataclasses import asdict
     from functools import partial
 
-    from l2l_runner import distributed, schema, trainer
-    from l2l_runner.folder import RunFolder
-    from l2l_runner.online import OnlineTraining
+    from l2l_runner import distributed, schema
     from l2l_runner.optimizers import HandDesigned
-    from l2l_runner.reweighting import Reweighting
+    from l2l_runner.runs.folder import RunFolder
+    from l2l_runner.runs.tracking import tracked
     from l2l_runner.runtime import machine_settings, runtime_of
-    from l2l_runner.tracking import tracked
+    from l2l_runner.training import meta_training as trainer
+    from l2l_runner.training.online import OnlineTraining
+    from l2l_runner.training.reweighting import Reweighting
 
     config = schema.parse_train(composed)
     config.check_processes(distributed.count())

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2l_runner import streams
-from l2l_runner.data import places
 from l2l_runner.errors import ConfigError, DataError, reason
 from l2l_runner.fields import at_least, choice, path
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Optimizee, Problem
+from l2l_runner.optimizees.data import places
 from l2l_runner.runtime import Runtime
 
 SUFFIXES = (".png", ".jpg", ".jpeg")

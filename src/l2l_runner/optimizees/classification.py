@@ -16,10 +16,10 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from l2l_runner import streams
-from l2l_runner.data import Images, load_images
 from l2l_runner.fields import at_least, between, choice
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Optimizee, Problem
+from l2l_runner.optimizees.data import Images, load_images
 from l2l_runner.runtime import Runtime
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}

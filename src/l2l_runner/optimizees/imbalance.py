@@ -15,12 +15,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from l2l_runner import streams
-from l2l_runner.data import Images, load_images
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import at_least, between, choice
 from l2l_runner.layout import Layout, Params
 from l2l_runner.models.lenet import LeNet
 from l2l_runner.optimizees.base import Optimizee, Problem
+from l2l_runner.optimizees.data import Images, load_images
 from l2l_runner.runtime import Runtime
 
 

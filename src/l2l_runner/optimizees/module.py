@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l2l_runner import streams
-from l2l_runner.data import SHAPES, Images, load_images, places
 from l2l_runner.errors import ConfigError, reason
 from l2l_runner.fields import above, at_least, between, choice, path
 from l2l_runner.imports import module_maker
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Optimizee, Problem
+from l2l_runner.optimizees.data import SHAPES, Images, load_images, places
 from l2l_runner.runtime import Runtime
 
 CLASSES = 10  # of each data set

@@ -21,12 +21,12 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from l2l_runner import streams
-from l2l_runner.data import OMNIGLOT_DRAWINGS, load_omniglot
 from l2l_runner.errors import ConfigError, DataError
 from l2l_runner.fields import at_least, choice
 from l2l_runner.layout import Layout, Params, Site
 from l2l_runner.models.omniglot import BLOCKS, OmniglotConvNet
 from l2l_runner.optimizees.base import Optimizee, Problem
+from l2l_runner.optimizees.data import OMNIGLOT_DRAWINGS, load_omniglot
 from l2l_runner.runtime import Runtime
 
 ALPHABETS = 46  # of the 50, those that have CLASSES characters at least

@@ -27,12 +27,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from l2l_runner.errors import ConfigError, FolderTaken, StorageError, UserError
 from l2l_runner.fields import did_you_mean
+from l2l_runner.launch.sweep import has_ended, interruption, summed_up
+from l2l_runner.launch.sweep_folder import SweepFolder, without_hydra
 from l2l_runner.stopping import Stopped
-from l2l_runner.sweep import has_ended, interruption, summed_up
-from l2l_runner.sweep_folder import SweepFolder, without_hydra
 
 if TYPE_CHECKING:
-    from l2l_runner.folder import RunFolder
+    from l2l_runner.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
 
 def conf_folder() -> Path:
     """The configuration: inside an installed package, or at the top of the repository."""
-    packed = Path(__file__).parent / "conf"
-    return packed if packed.is_dir() else Path(__file__).parents[2] / "conf"
+    packed = Path(__file__).parents[1] / "conf"
+    return packed if packed.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]) -> None:
@@ -177,7 +177,7 @@ def _fail(sentence: str, exit_code: int = 1) -> NoReturn:
 
 def _run_job(config: DictConfig, job: Job) -> float:
     """Run once, or as a job of a sweep; the score, for Hydra's sweepers."""
-    from l2l_runner.folder import RunFolder
+    from l2l_runner.runs.folder import RunFolder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     try:
@@ -270,7 +270,7 @@ class FolderGuard(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from l2l_runner.folder import RunFolder
+        from l2l_runner.runs.folder import RunFolder
 
         folder = RunFolder(Path(str(config.hydra.run.dir)).absolute())
         if config.get("resume") is None and folder.claimed:

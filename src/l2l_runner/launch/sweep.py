@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from l2l_runner.errors import UserError, reason
+from l2l_runner.launch.sweep_folder import SweepFolder
 from l2l_runner.stopping import Stopped, stop_requests
-from l2l_runner.sweep_folder import SweepFolder
 
 
 def has_ended(result: Mapping[str, Any] | None) -> bool:
@@ -121,9 +121,9 @@ class Sweep:
 
     def sum_up(self, stopped: bool = False) -> bool:
         """Write sweep.csv, .json and .png, print the table and what has failed now; whether anything has."""
-        from l2l_runner import plotting
-        from l2l_runner.evaluation import align
-        from l2l_runner.folder import RunFolder
+        from l2l_runner.evaluation.curves import align
+        from l2l_runner.plots import plotting
+        from l2l_runner.runs.folder import RunFolder
 
         folder = self.folder.path
         jobs = read_jobs(folder, {job for job, _ in self._before & self._results()}, stopped)

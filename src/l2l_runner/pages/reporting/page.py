@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 import l2l_runner
-from l2l_runner.evaluation import with_ci
-from l2l_runner.pages import write_pages
-from l2l_runner.reporting.figures import LOSSES, Picture, curve_pictures, sweep_picture, validation_pictures
-from l2l_runner.reporting.runs import Run
-from l2l_runner.reporting.settings import differing, flat
+from l2l_runner.evaluation.curves import with_ci
+from l2l_runner.pages.reporting.figures import LOSSES, Picture, curve_pictures, sweep_picture, validation_pictures
+from l2l_runner.pages.reporting.runs import Run
+from l2l_runner.pages.reporting.settings import differing, flat
+from l2l_runner.pages.write import write_pages
 
 COLUMNS = 6
 """Settings that stand in the table of runs; where more differ, the others stand below it."""

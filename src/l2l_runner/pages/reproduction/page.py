@@ -10,14 +10,14 @@ from typing import Any
 
 import l2l_runner
 from l2l_runner.errors import ConfigError, reason
-from l2l_runner.evaluation import with_ci
-from l2l_runner.folder import RunFolder, jsonable
-from l2l_runner.pages import comparison_rows, write_pages
-from l2l_runner.plotting import LABELS
-from l2l_runner.reproduction.figures import Drawing, drawings
-from l2l_runner.reproduction.numbers import NUMBERS, claims
-from l2l_runner.reproduction.results import Results
-from l2l_runner.reproduction.running import Outcome
+from l2l_runner.evaluation.curves import with_ci
+from l2l_runner.pages.reproduction.figures import Drawing, drawings
+from l2l_runner.pages.reproduction.numbers import NUMBERS, claims
+from l2l_runner.pages.reproduction.results import Results
+from l2l_runner.pages.reproduction.running import Outcome
+from l2l_runner.pages.write import comparison_rows, write_pages
+from l2l_runner.plots.plotting import LABELS
+from l2l_runner.runs.folder import RunFolder, jsonable
 from l2l_runner.schema import ReproduceConfig
 
 TITLE = "Learning to learn by gradient descent by gradient descent, reproduced"

@@ -25,7 +25,7 @@ from filelock import FileLock
 from PIL import Image
 
 from l2l_runner.errors import StorageError, reason
-from l2l_runner.folder import RunFolder, Tracker, jsonable
+from l2l_runner.runs.folder import RunFolder, Tracker, jsonable
 from l2l_runner.schema import Logger, MLflowLogger, TensorBoardLogger
 from l2l_runner.stopping import Stopped
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from l2l_runner import checkpoint, distributed
+from l2l_runner import distributed
 from l2l_runner.errors import CheckpointError
-from l2l_runner.folder import RunFolder
+from l2l_runner.launch.sweep_folder import WHERE
+from l2l_runner.runs import checkpoint
+from l2l_runner.runs.folder import RunFolder
 from l2l_runner.stopping import Stopped
-from l2l_runner.sweep_folder import WHERE
 
 # What may differ between a run and its resumption: how long and how often, where and with what help, but not what
 # is computed.

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from l2l_runner import checkpoint
-from l2l_runner.checkpoint import write_atomically
 from l2l_runner.errors import FolderTaken, StorageError
+from l2l_runner.runs import checkpoint
+from l2l_runner.runs.checkpoint import write_atomically
 
 RESUMING = ".resuming"  # where Hydra writes a resumption's settings until they are accepted
 

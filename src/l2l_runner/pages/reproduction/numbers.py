@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from l2l_runner.evaluation import with_ci
-from l2l_runner.plotting import LABELS
-from l2l_runner.reproduction.results import Results
-from l2l_runner.reproduction.stages import grid
+from l2l_runner.evaluation.curves import with_ci
+from l2l_runner.pages.reproduction.results import Results
+from l2l_runner.pages.reproduction.stages import grid
+from l2l_runner.plots.plotting import LABELS
 from l2l_runner.schema import Budget
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from l2l_runner import checkpoint
 from l2l_runner.errors import StorageError, UserError, reason
-from l2l_runner.evaluation import with_ci
-from l2l_runner.folder import with_nan
-from l2l_runner.pages import COMPARED, comparison_rows
-from l2l_runner.sweep import overridden, place
+from l2l_runner.evaluation.curves import with_ci
+from l2l_runner.launch.sweep import overridden, place
+from l2l_runner.pages.write import COMPARED, comparison_rows
+from l2l_runner.runs import checkpoint
+from l2l_runner.runs.folder import with_nan
 
 INSIDE = {".hydra", ".resuming", "checkpoints", "frames"}
 """Folders of a run in which there are no other runs."""

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l2l_runner import checkpoint, distributed, plotting
-from l2l_runner.comparison import compare, tuned_baselines, write_comparison
-from l2l_runner.evaluation import Comparison, Curves, run
-from l2l_runner.folder import RunFolder
+from l2l_runner import distributed
+from l2l_runner.evaluation.comparison import compare, tuned_baselines, write_comparison
+from l2l_runner.evaluation.curves import Comparison, Curves, run
 from l2l_runner.meta import Estimate, MetaGradient
 from l2l_runner.meta.base import Grads, global_norm
 from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
-from l2l_runner.resuming import last_state, stopped
+from l2l_runner.plots import plotting
+from l2l_runner.runs import checkpoint
+from l2l_runner.runs.folder import RunFolder
+from l2l_runner.runs.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Meta, TrainConfig
 from l2l_runner.stopping import stop_point, stop_requests

@@ -19,13 +19,15 @@ from torch import Tensor
 from torch.func import grad, jvp
 from tqdm import tqdm
 
-from l2l_runner import checkpoint, plotting, streams
-from l2l_runner.evaluation import align, mean_ci, with_ci
-from l2l_runner.folder import RunFolder
+from l2l_runner import streams
+from l2l_runner.evaluation.curves import align, mean_ci, with_ci
 from l2l_runner.layout import Params
 from l2l_runner.optimizees import Imbalance, ImbalanceProblem, Problem
 from l2l_runner.optimizers import HandDesigned
-from l2l_runner.resuming import last_state, stopped
+from l2l_runner.plots import plotting
+from l2l_runner.runs import checkpoint
+from l2l_runner.runs.folder import RunFolder
+from l2l_runner.runs.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Reweight, TrainConfig
 from l2l_runner.stopping import stop_requests

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l2l_runner import checkpoint, plotting
-from l2l_runner.evaluation import PICTURED, align, mean_ci, with_ci
-from l2l_runner.folder import RunFolder
+from l2l_runner.evaluation.curves import PICTURED, align, mean_ci, with_ci
 from l2l_runner.meta.base import Grads, global_norm
 from l2l_runner.optimizees import Problem
-from l2l_runner.resuming import last_state, stopped
+from l2l_runner.plots import plotting
+from l2l_runner.runs import checkpoint
+from l2l_runner.runs.folder import RunFolder
+from l2l_runner.runs.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Online, TrainConfig
 from l2l_runner.stopping import stop_requests
-from l2l_runner.trainer import Outcome, meta_update
+from l2l_runner.training.meta_training import Outcome, meta_update
 from l2l_runner.unroll import Point, start, unroll
 
 log = logging.getLogger(__name__)

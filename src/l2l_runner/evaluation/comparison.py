@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-from l2l_runner import distributed, plotting
-from l2l_runner.checkpoint import write_atomically
-from l2l_runner.evaluation import PICTURED, Comparison, Curves, run, summary_csv, summary_table, tune
-from l2l_runner.folder import RunFolder
+from l2l_runner import distributed
+from l2l_runner.evaluation.curves import PICTURED, Comparison, Curves, run, summary_csv, summary_table, tune
 from l2l_runner.optimizees import Optimizee
 from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
+from l2l_runner.plots import plotting
+from l2l_runner.runs.checkpoint import write_atomically
+from l2l_runner.runs.folder import RunFolder
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Evaluation
 from l2l_runner.stopping import stop_point

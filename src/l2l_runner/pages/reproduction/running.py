@@ -18,10 +18,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from l2l_runner.cli import quoted
 from l2l_runner.errors import DataError, StorageError
-from l2l_runner.folder import RunFolder
-from l2l_runner.reproduction.stages import Stage, folder_name
+from l2l_runner.launch.hydra import quoted
+from l2l_runner.pages.reproduction.stages import Stage, folder_name
+from l2l_runner.runs.folder import RunFolder
 from l2l_runner.stopping import stop_requests
 
 log = logging.getLogger(__name__)

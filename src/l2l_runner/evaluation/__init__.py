@@ -1,0 +1,1 @@
+"""How optimizers are compared."""
