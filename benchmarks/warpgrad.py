@@ -60,10 +60,10 @@ def seconds(estimator: WarpGrad, distort: Callable[[Tensor, Tensor], Tensor]) ->
     runtime = Runtime(data_root=Path(os.environ.get("L2L_DATA", "data")))
     optimizer = OPTIMIZER.build(OPTIMIZEE.layout(), torch.Generator().manual_seed(0))
     problem = OPTIMIZEE.sample(OPTIMIZEE.seeds(0, "train", 0, OPTIMIZEE.batch), runtime)
-    optimizer.begin(problem)
+    optimizer.initialise_from(problem)
     with mock.patch.object(omniglot, "distorted", distort):
         begun = time.perf_counter()
-        for estimate in estimator.estimates(optimizer, optimizer.prepare(problem)):
+        for estimate in estimator.estimates(optimizer, optimizer.adapt(problem)):
             with torch.no_grad():
                 for parameter, grad in zip(optimizer.parameters(), estimate.grads, strict=True):
                     if grad is not None:

@@ -24,7 +24,7 @@ from torchvision.models import get_model
 from l2l_runner import streams
 from l2l_runner.layout import Layout
 from l2l_runner.optimizees import Optimizee, Problem
-from l2l_runner.optimizers import LSTM, LearnedOptimizer, LSTMConfig, Optimizer, RNNprop, RNNpropConfig
+from l2l_runner.optimizers import LSTM, LearnedRule, LSTMConfig, Optimizer, RNNprop, RNNpropConfig
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 
@@ -156,7 +156,7 @@ def any_optimizer(stem: str, layout: Layout, dtype: torch.dtype = torch.float64)
     settings = parse_optimizer(node)
     if isinstance(settings, Optimizer):
         return settings
-    learned: LearnedOptimizer = settings.build(layout, torch.Generator().manual_seed(0))
+    learned: LearnedRule = settings.build(layout, torch.Generator().manual_seed(0))
     return learned.to(dtype)
 
 

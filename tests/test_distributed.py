@@ -274,7 +274,7 @@ def test_processes_with_unequal_shares_ask_one_another_as_often(monkeypatch: pyt
     # One that could record what it computes must not leave out what another one asks, which has more problems.
     optimizer, asked = lstm(4), []
     monkeypatch.setattr(type(optimizer.kernel), "recordable", 4 * 3)
-    monkeypatch.setattr(distributed, "summed", lambda number: asked.append(number) or 3 * 4)
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda number: asked.append(number) or 3 * 4)
     for share in (1, 2):
         list(TBPTT(length=3, steps=3, coordinates=99).estimates(optimizer, problems("quadratic", share)))
     assert len(set(asked)) == 2
@@ -330,10 +330,10 @@ def test_torchrun_is_refused_where_it_makes_no_sense(monkeypatch: pytest.MonkeyP
 def test_shares_are_even_and_leave_nothing_out(processes: int, items: int) -> None:
     taken: list[list[int]] = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(distributed, "count", lambda: processes)
+        patched.setattr(distributed, "world_size", lambda: processes)
         for place in range(processes):
             patched.setattr(distributed, "rank", lambda place=place: place)
-            taken.append(list(range(items))[distributed.share(items)])
+            taken.append(list(range(items))[distributed.shard(items)])
     assert [item for some in taken for item in some] == list(range(items))
     assert max(map(len, taken)) - min(map(len, taken)) <= 1
 
@@ -343,12 +343,12 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    distributed.use(torch.device("cuda"))  # of one process, whichever is the present one
-    monkeypatch.setattr(distributed, "count", lambda: 4)
-    distributed.use(torch.device("cpu"))
+    distributed.use_device(torch.device("cuda"))  # of one process, whichever is the present one
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    distributed.use_device(torch.device("cpu"))
     assert used == []
-    distributed.use(torch.device("cuda"))
+    distributed.use_device(torch.device("cuda"))
     assert used == [1]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="--nproc-per-node=2, or device=cpu"):
-        distributed.use(torch.device("cuda"))
+        distributed.use_device(torch.device("cuda"))

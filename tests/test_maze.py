@@ -304,15 +304,15 @@ def test_open_gates_are_the_plain_rnn():
     problem = problems("maze", 3)
     optimizer = warp_rnn(problem.layout)
     assert all(gate.open for gate in optimizer.gates.values())
-    warped, flat = optimizer.prepare(problem), scattered(problem).requires_grad_()
+    warped, flat = optimizer.adapt(problem), scattered(problem).requires_grad_()
     assert warped is not problem
     for step in (0, 4):
         one, other = (each.loss(problem.layout.views(flat), step) for each in (warped, problem))
         assert torch.equal(one, other)
         mine, theirs = (torch.autograd.grad(loss.sum(), flat)[0] for loss in (one, other))
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
-    assert optimizer.requires_grad_(False).prepare(problem) is problem  # nothing to be learned, nothing to be gated
-    gated = warp_rnn(problem.layout, 1.0).requires_grad_(False).prepare(problem)
+    assert optimizer.requires_grad_(False).adapt(problem) is problem  # nothing to be learned, nothing to be gated
+    gated = warp_rnn(problem.layout, 1.0).requires_grad_(False).adapt(problem)
     one, other = (next(each.play(problem.init(), "episodes", 0, 2)).hidden for each in (gated, problem))
     assert not torch.isclose(one, other).any()
 
@@ -320,7 +320,7 @@ def test_open_gates_are_the_plain_rnn():
 @pytest.mark.parametrize("rows", [[1], [2, 0, 2]])
 def test_some_of_the_problems_are_those_problems(rows):
     problem = problems("maze", 3)
-    warped, views = warp_rnn(problem.layout, 1.0).prepare(problem), problem.init()
+    warped, views = warp_rnn(problem.layout, 1.0).adapt(problem), problem.init()
     for whole in (problem, warped):
         some = whole.take(torch.tensor(rows))
         expected = whole.loss(views, 2)[rows]
@@ -334,8 +334,8 @@ def test_direct_gradients_are_those_of_truncated_back_propagation(length, steps,
     problem = problems("maze", 2)
     optimizer = warp_rnn(problem.layout, scale)
     settings = {"length": length, "steps": steps}
-    ours = list(Direct(**settings).estimates(optimizer, optimizer.prepare(problem)))
-    theirs = list(TBPTT(**settings, engine="graph").estimates(optimizer, optimizer.prepare(problem)))
+    ours = list(Direct(**settings).estimates(optimizer, optimizer.adapt(problem)))
+    theirs = list(TBPTT(**settings, engine="graph").estimates(optimizer, optimizer.adapt(problem)))
     assert len(ours) == len(theirs) == math.ceil(steps / length)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.losses, other.losses)

@@ -317,12 +317,12 @@ def test_alphabets_that_were_trained_on_are_no_test() -> None:
         if common:
             refused += 1
             with pytest.raises(ConfigError, match=rf"hold out {len(common)} of the alphabets .*split_seed="):
-                kind.check_unseen(trained)
+                kind.refuse_training_tasks(trained)
         else:
-            kind.check_unseen(trained)
+            kind.refuse_training_tasks(trained)
     assert 0 < refused < len(kinds) ** 2
-    optimizee("quadratic").check_unseen(kinds[0])
-    kinds[0].check_unseen(optimizee("quadratic"))
+    optimizee("quadratic").refuse_training_tasks(kinds[0])
+    kinds[0].refuse_training_tasks(optimizee("quadratic"))
 
 
 # Distortions

@@ -24,7 +24,7 @@ from l2l_runner.pages.reproduction.figures import drawings
 from l2l_runner.pages.reproduction.numbers import NUMBERS, SHOWN, claims
 from l2l_runner.pages.reproduction.page import held_before, remember
 from l2l_runner.pages.reproduction.results import Results
-from l2l_runner.pages.reproduction.running import Outcome, run_stages
+from l2l_runner.pages.reproduction.running import StageOutcome, run_stages
 from l2l_runner.pages.reproduction.stages import Stage, folder_name, stages_of
 from l2l_runner.schema import ReproduceConfig, parse_reproduce
 from problems import CONF, DATA, art_files, needs_mnist
@@ -238,7 +238,7 @@ def test_no_stage_outlives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             calls.append("wait")
             return -signal.SIGTERM
 
-    def full(outcome: Outcome) -> str:
+    def full(outcome: StageOutcome) -> str:
         raise OSError("the disk is full")
 
     monkeypatch.setattr(running, "Popen", Endless)
@@ -290,7 +290,7 @@ def results_of(folder: Path, **comparisons: Mapping[str, Any]) -> Results:
         run = running.RunFolder(folder / name)
         run.path.mkdir()
         run.write_json("comparison.json", content)
-        outcomes[name] = Outcome(Stage(name, (), "eval", ()), run, [], "finished")
+        outcomes[name] = StageOutcome(Stage(name, (), "eval", ()), run, [], "finished")
     return Results(outcomes)
 
 

@@ -59,7 +59,7 @@ class Regression(Problem):
 def adaptation(seed: int = 0, **changes) -> Adaptation:
     config = {"lr": LR, "start": "learned", "fresh": (), "own": False, "warp": None, "transform": "none"}
     built = AdaptationConfig(**{**config, **changes}).build(LAYOUT, torch.Generator().manual_seed(seed)).double()
-    built.begin(Regression(torch.tensor([5])))
+    built.initialise_from(Regression(torch.tensor([5])))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in built.warp.parameters():
@@ -72,7 +72,7 @@ def tasks(*given_: int) -> Regression:
 
 
 def one(estimator, optimizer, problem):
-    (estimate,) = estimator.estimates(optimizer, optimizer.prepare(problem))
+    (estimate,) = estimator.estimates(optimizer, optimizer.adapt(problem))
     return estimate
 
 
@@ -226,7 +226,7 @@ def test_warpgrad_offline_with_single_points_goes_trajectory_by_trajectory(appro
     mine, begun = copy.deepcopy(optimizer), copy.deepcopy(optimizer)
     points = [trajectory(begun, task, 4)[1] for task in range(TASKS)]
     expected = [(task, points[task][step]) for task in range(TASKS) for step in range(4)]
-    problem = optimizer.prepare(tasks())
+    problem = optimizer.adapt(tasks())
     found = warpgrad(approximate=approximate).estimates(optimizer, problem)
     for number, (estimate, (task, point)) in enumerate(zip(found, expected, strict=True)):
         loss, grads = direct(mine, task, point, number, 4, approximate)
@@ -247,13 +247,13 @@ def test_every_stored_point_is_replayed_once_an_epoch(batch, epochs, shuffle):
         assert sorted(order.tolist()) == list(range(4 * TASKS))
     assert shuffle == (epochs > 1 and not torch.equal(orders[0], orders[-1])) or epochs == 1
     optimizer = adaptation(warp=WARP, start="random")
-    count = len(list(estimator.estimates(optimizer, optimizer.prepare(tasks()))))
+    count = len(list(estimator.estimates(optimizer, optimizer.adapt(tasks()))))
     assert count == epochs * -(-4 * TASKS // batch)
 
 
 def test_warpgrad_in_one_batch_is_the_mean_of_its_points():
     optimizer = adaptation(warp=WARP, start="random")
-    (whole,) = warpgrad(batch=100).estimates(optimizer, optimizer.prepare(tasks()))
+    (whole,) = warpgrad(batch=100).estimates(optimizer, optimizer.adapt(tasks()))
     points = [trajectory(optimizer, task, 4)[1] for task in range(TASKS)]
     found = [direct(optimizer, task, points[task][step], 0, 4, False) for task in range(TASKS) for step in range(4)]
     torch.testing.assert_close(whole.meta_loss, torch.stack([loss for loss, _ in found]).mean(), rtol=1e-12, atol=0)
@@ -261,7 +261,7 @@ def test_warpgrad_in_one_batch_is_the_mean_of_its_points():
 
 def test_warp_leap_learns_the_start_as_leap_does():
     optimizer = adaptation(warp=WARP)
-    *replayed, last = warpgrad(leap=True).estimates(optimizer, optimizer.prepare(tasks()))
+    *replayed, last = warpgrad(leap=True).estimates(optimizer, optimizer.adapt(tasks()))
     leap = one(Leap(steps=4), optimizer, tasks())
     for (name, _), warped, alone, *others in zip(
         optimizer.named_parameters(), last.grads, leap.grads, *(estimate.grads for estimate in replayed), strict=True
@@ -290,7 +290,7 @@ def test_long_trajectories_are_thinned_to_the_memory():
         said = warpgrad(steps=10, every=2).stores(LAYOUT, TASKS, dtype)
         assert said == f"5 points of each of 3 trajectories, {size_said}"
     optimizer = adaptation(warp=WARP, start="random")
-    estimates = list(warpgrad(memory=4 * size).estimates(optimizer, optimizer.prepare(problem)))
+    estimates = list(warpgrad(memory=4 * size).estimates(optimizer, optimizer.adapt(problem)))
     assert len(estimates) == 2 * TASKS
 
 
@@ -298,7 +298,7 @@ def test_warp_layers_stay_as_they_are_while_tasks_are_learned():
     optimizer = adaptation(warp=WARP)
     before = copy.deepcopy(optimizer.state_dict())
     for estimator in (MAML(steps=3), warpgrad(leap=True)):
-        for estimate in estimator.estimates(optimizer, optimizer.prepare(tasks())):
+        for estimate in estimator.estimates(optimizer, optimizer.adapt(tasks())):
             assert not any(grad is not None and grad.requires_grad for grad in estimate.grads)
     assert all(torch.equal(value, before[name]) for name, value in optimizer.state_dict().items())
 
@@ -324,7 +324,7 @@ def test_batch_norm_in_warp_layers_takes_the_statistics_of_what_comes_in():
 
 def test_fresh_parameters_start_as_the_problem_says():
     optimizer = adaptation(fresh=("head.*",))
-    problem = optimizer.prepare(tasks())
+    problem = optimizer.adapt(tasks())
     assert torch.equal(problem.init()["head.b"], tasks().init()["head.b"])
     assert torch.equal(problem.init()["w"], Regression(torch.tensor([5])).init()["w"].expand(TASKS, -1, -1))
     assert [name for name, _ in optimizer.named_parameters()] == ["start./w"]
@@ -335,7 +335,7 @@ def test_joint_training_learns_the_body_with_all_tasks_and_a_head_with_each():
     assert optimizer.heads["/head/b"].shape == (TASKS, WIDTH)
     mine = copy.deepcopy(optimizer)
     problem = tasks(0, 2)
-    for step, estimate in enumerate(Joint(steps=3).estimates(optimizer, optimizer.prepare(problem))):
+    for step, estimate in enumerate(Joint(steps=3).estimates(optimizer, optimizer.adapt(problem))):
         loss = torch.zeros((), dtype=torch.float64)
         for task in (0, 2):
             params = {"w": mine.start["/w"].unsqueeze(0), "head.b": mine.heads["/head/b"][task].unsqueeze(0)}
@@ -351,7 +351,7 @@ def test_joint_training_learns_the_body_with_all_tasks_and_a_head_with_each():
                 a -= 0.1 * grad
                 b -= 0.1 * reference
     # A task that it has been trained on has its head, another one a new one.
-    heads = optimizer.prepare(tasks(1, TASKS + 4)).init()["head.b"]
+    heads = optimizer.adapt(tasks(1, TASKS + 4)).init()["head.b"]
     assert torch.equal(heads[0], optimizer.heads["/head/b"][1])
     assert torch.equal(heads[1], tasks(TASKS + 4).init()["head.b"][0])
 
@@ -373,8 +373,8 @@ def test_tasks_together_are_tasks_one_by_one(name):
     if name == "offline":
         estimator = replace(estimator, batch=100)
     optimizer = adaptation(warp=WARP if "line" in name else None)
-    together = list(estimator.estimates(optimizer, optimizer.prepare(tasks())))
-    alone = [list(estimator.estimates(optimizer, optimizer.prepare(tasks(task)))) for task in range(TASKS)]
+    together = list(estimator.estimates(optimizer, optimizer.adapt(tasks())))
+    alone = [list(estimator.estimates(optimizer, optimizer.adapt(tasks(task)))) for task in range(TASKS)]
     for estimate, *singles in zip(together, *alone, strict=True):
         for grad, *others in zip(estimate.grads, *(single.grads for single in singles), strict=True):
             assert all((other is None) == (grad is None) for other in others)
@@ -393,7 +393,7 @@ def test_nothing_of_a_meta_step_is_left_behind(name):
 
     counts = []
     for step in range(50):
-        for estimate in ESTIMATORS[name].estimates(optimizer, optimizer.prepare(tasks())):
+        for estimate in ESTIMATORS[name].estimates(optimizer, optimizer.adapt(tasks())):
             for parameter, grad in zip(optimizer.parameters(), estimate.grads, strict=True):
                 parameter.grad = grad
         if step in (1, 49):

@@ -345,10 +345,10 @@ def test_no_job_starts_in_a_sweep_that_is_to_stop(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path)
     folder.begin(())
     folder.stop.touch()
-    with pytest.raises(Stopped), folder.turn("0"):
+    with pytest.raises(Stopped), folder.locked("0"):
         raise AssertionError
     folder.begin(())
-    with folder.turn("0"):
+    with folder.locked("0"):
         assert not folder.stop.exists()
 
 

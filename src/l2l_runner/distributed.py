@@ -29,7 +29,7 @@ _store: dist.distributed_c10d.Store | None = None  # outlives any process but to
 _leaving = False  # contact is lost, and this process ends by itself
 _told = False  # the others have their job
 
-Job = tuple[dict[str, Any], Path]
+JobMessage = tuple[dict[str, Any], Path]
 """A composed configuration, and the run's folder."""
 
 
@@ -60,7 +60,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return 1 if _store is None else dist.get_world_size()
 
@@ -70,47 +70,47 @@ def rank() -> int:
     return 0 if _store is None else dist.get_rank()
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this is the process that writes."""
     return rank() == 0
 
 
-def tell(job: Job | None) -> None:
+def broadcast_job(job: JobMessage | None) -> None:
     """Give the others the first process's job."""
     global _told
-    from_first(lambda: job)
+    run_on_first(lambda: job)
     _told = True
 
 
-def hear() -> Job | None:
+def receive_job() -> JobMessage | None:
     """The first process's job; None where it has none, after --help or an error."""
-    return from_first(lambda: None)
+    return run_on_first(lambda: None)
 
 
-def dismiss() -> None:
+def release_waiting() -> None:
     """Let the others go that still wait for a job."""
     if not _told:
         with suppress(ProcessLost):
-            tell(None)
+            broadcast_job(None)
 
 
 def bar_disabled() -> bool | None:
     """What a progress bar's `disable` is to be: None, which shows it on terminals, in the first process."""
-    return None if first() else True
+    return None if is_first() else True
 
 
-def share(items: int) -> slice:
+def shard(items: int) -> slice:
     """Those of so many items that are this process's; shares differ by one at most."""
-    return slice(items * rank() // count(), items * (rank() + 1) // count())
+    return slice(items * rank() // world_size(), items * (rank() + 1) // world_size())
 
 
-def use(device: torch.device) -> None:
+def use_device(device: torch.device) -> None:
     """Compute on `device`, of which each process of a machine takes its own where that is a GPU.
 
     Raises:
         ConfigError: there are fewer GPUs than processes.
     """
-    if count() == 1 or device.type != "cuda":
+    if world_size() == 1 or device.type != "cuda":
         return
     place, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if place >= gpus:
@@ -121,9 +121,9 @@ def use(device: torch.device) -> None:
     torch.cuda.set_device(place)
 
 
-def total(tensors: Sequence[Tensor], weight: float) -> list[Tensor]:
+def all_reduce(tensors: Sequence[Tensor], weight: float) -> list[Tensor]:
     """Σ over processes of weight × each tensor, in one message; the tensors as they are, of one process."""
-    if count() == 1:
+    if world_size() == 1:
         return list(tensors)
     message = torch.cat([tensor.reshape(-1) for tensor in tensors]) * weight
     with _contact():
@@ -132,37 +132,37 @@ def total(tensors: Sequence[Tensor], weight: float) -> list[Tensor]:
     return [part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def all_gather(tensor: Tensor) -> Tensor:
     """The tensors of all processes, [processes, *shape]."""
-    if count() == 1:
+    if world_size() == 1:
         return tensor.unsqueeze(0)
-    found = [torch.empty_like(tensor) for _ in range(count())]
+    found = [torch.empty_like(tensor) for _ in range(world_size())]
     with _contact():
         dist.all_gather(found, tensor)
     return torch.stack(found)
 
 
-def of_first(tensor: Tensor) -> Tensor:
+def broadcast(tensor: Tensor) -> Tensor:
     """The first process's tensor, of the same shape in all of them."""
-    return gathered(tensor)[0]
+    return all_gather(tensor)[0]
 
 
-def collected(value: T) -> list[T]:
+def all_gather_objects(value: T) -> list[T]:
     """The values of all processes, of any kind, in order."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    found: list[T] = [value] * count()
+    found: list[T] = [value] * world_size()
     with _contact():
         dist.all_gather_object(found, value)
     return found
 
 
-def from_first(make: Callable[[], T]) -> T:
+def run_on_first(make: Callable[[], T]) -> T:
     """What the first process makes, for all of them; so is a `UserError` that it raises."""
-    if count() == 1:
+    if world_size() == 1:
         return make()
     told: list[T | UserError | None] = [None]
-    if first():
+    if is_first():
         try:
             told = [make()]
         except UserError as error:
@@ -174,32 +174,32 @@ def from_first(make: Callable[[], T]) -> T:
     return told[0]  # type: ignore[return-value]
 
 
-def largest(number: int) -> int:
+def max_over_ranks(number: int) -> int:
     """The largest of the processes' numbers."""
-    return int(gathered(torch.tensor(number)).max())
+    return int(all_gather(torch.tensor(number)).max())
 
 
-def summed(number: int) -> int:
+def sum_over_ranks(number: int) -> int:
     """The sum of the processes' numbers."""
-    return int(gathered(torch.tensor(number)).sum())
+    return int(all_gather(torch.tensor(number)).sum())
 
 
-def speaks() -> bool:
+def claim_error_report() -> bool:
     """Whether nobody has said yet what went wrong: one error ends all processes, and is said once."""
     return _store is None or _store.add("errors", 1) == 1
 
 
 def command() -> str:
     """The command that starts as many processes as there are, up to its first setting."""
-    if count() == 1:
+    if world_size() == 1:
         return "python -m l2l_runner.train"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", count()))
-    machines = f"--nnodes={count() // here} … " if count() > here else ""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    machines = f"--nnodes={world_size() // here} … " if world_size() > here else ""
     return f"torchrun {machines}--nproc-per-node={here} -m l2l_runner.train"
 
 
 @contextmanager
-def how_to_go_on(with_setting: str) -> Iterator[None]:
+def resume_hint(with_setting: str) -> Iterator[None]:
     """Let a `ProcessLost` say how to go on with the run, by which setting."""
     try:
         yield
@@ -219,6 +219,6 @@ def _contact() -> Iterator[None]:
         if interrupted():  # so are the others
             raise KeyboardInterrupt from error
         raise ProcessLost(
-            f"Process {rank()} of {count()} lost contact with another one, which was stopped or has died "
+            f"Process {rank()} of {world_size()} lost contact with another one, which was stopped or has died "
             f"({reason(error).split('. ')[0]})."
         ) from error

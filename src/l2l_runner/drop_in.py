@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from l2l_runner.cards import pretrained
 from l2l_runner.errors import ConfigError
-from l2l_runner.optimizers.base import LearnedOptimizer as Rule
+from l2l_runner.optimizers.base import LearnedRule as Rule
 from l2l_runner.optimizers.base import Optimizer
 from l2l_runner.optimizers.grouped import Grouped
 from l2l_runner.runs import checkpoint

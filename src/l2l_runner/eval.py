@@ -12,7 +12,7 @@ from l2l_runner.launch.hydra import launch, overrides_of, quoted, unquoted, with
 
 if TYPE_CHECKING:
     from l2l_runner.optimizees import Optimizee
-    from l2l_runner.optimizers import LearnedOptimizer
+    from l2l_runner.optimizers import LearnedRule
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +94,13 @@ def _source(key: str, given: str) -> Path:
     return Path(given).expanduser()
 
 
-def _learned(source: Path, content: Mapping[str, Any], optimizee: Optimizee) -> LearnedOptimizer:
+def _learned(source: Path, content: Mapping[str, Any], optimizee: Optimizee) -> LearnedRule:
     """The optimizer that a checkpoint holds, which has not met the tasks that it is to be tested on."""
     from l2l_runner import schema
     from l2l_runner.runs import checkpoint
 
     learned = checkpoint.restore_optimizer(content, source)  # first, as it says what is wrong with a configuration
-    optimizee.check_unseen(schema.parse_optimizee(content["config"]["optimizee"]))
+    optimizee.refuse_training_tasks(schema.parse_optimizee(content["config"]["optimizee"]))
     return learned
 
 

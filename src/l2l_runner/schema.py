@@ -372,10 +372,10 @@ METAS: dict[str, type[Meta] | type[Online] | type[Reweight]] = {
 }
 
 
-UNUSED = {"online": ("evaluate", "meta_batch"), "reweight": ("evaluate", "meta_batch", "score")}
+IGNORED_KEYS = {"online": ("evaluate", "meta_batch"), "reweight": ("evaluate", "meta_batch", "score")}
 """Keys that all configurations have, though some kinds of runs have no use for them."""
 
-REPLAY = ("meta.batch", "meta.epochs", "meta.every", "meta.memory", "meta.shuffle")
+OFFLINE_ONLY_KEYS = ("meta.batch", "meta.epochs", "meta.every", "meta.memory", "meta.shuffle")
 """Keys of WarpGrad that only meta.algorithm=offline has a use for."""
 
 
@@ -755,7 +755,7 @@ def check_given(config: TrainConfig, given: Iterable[str]) -> None:
     """
     online = isinstance(config.meta, WarpGradConfig) and config.meta.algorithm == "online"
     what = "meta.algorithm=online" if online else f"meta={config.meta.name}"
-    unused = sorted(set(REPLAY if online else UNUSED.get(config.meta.name, ())) & set(given))
+    unused = sorted(set(OFFLINE_ONLY_KEYS if online else IGNORED_KEYS.get(config.meta.name, ())) & set(given))
     if unused and config.resume is None:  # what a run was begun with can't be taken back
         raise ConfigError(f"{what} has no use for {' and '.join(unused)}: leave that out.")
 

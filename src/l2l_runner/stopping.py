@@ -89,7 +89,7 @@ def relayed(request: Path) -> Iterator[None]:
         watcher.join()
 
 
-def stop_point() -> None:
+def raise_if_stopped() -> None:
     """A point at which work that is lost anyway can be given up.
 
     Raises:

@@ -26,13 +26,13 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
     from l2l_runner.training.reweighting import Reweighting
 
     config = schema.parse_train(composed)
-    config.check_processes(distributed.count())
-    if distributed.first():  # the others weren't given anything
+    config.check_processes(distributed.world_size())
+    if distributed.is_first():  # the others weren't given anything
         schema.check_given(config, overrides_of(HydraConfig.get().overrides.task))
     runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
-    distributed.use(runtime.device)
+    distributed.use_device(runtime.device)
     folder = RunFolder(path)
-    with machine_settings(config.device.threads), distributed.how_to_go_on(folder.how_to_resume):
+    with machine_settings(config.device.threads), distributed.resume_hint(folder.how_to_resume):
         job: Callable[[], Any]
         if isinstance(config.meta, schema.Reweight):
             job = Reweighting(config, composed, folder, runtime).train
@@ -43,9 +43,9 @@ def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
         else:
             kind = OnlineTraining if isinstance(config.meta, schema.Online) else trainer.MetaTraining
             job = kind(config, composed, folder, runtime).train
-        if distributed.first():
+        if distributed.is_first():
             folder.accept()
-        logger = config.logger if distributed.first() else schema.Logger(name="none")
+        logger = config.logger if distributed.is_first() else schema.Logger(name="none")
         with tracked(folder, logger, composed) as tracker:
             outcome = job()
             result = outcome if isinstance(outcome, dict) else asdict(outcome)

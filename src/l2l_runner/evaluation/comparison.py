@@ -11,13 +11,13 @@ from tqdm import tqdm
 from l2l_runner import distributed
 from l2l_runner.evaluation.curves import PICTURED, Comparison, Curves, run, summary_csv, summary_table, tune
 from l2l_runner.optimizees import Optimizee
-from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
+from l2l_runner.optimizers import HandDesigned, LearnedRule
 from l2l_runner.plots import plotting
 from l2l_runner.runs.checkpoint import write_atomically
 from l2l_runner.runs.folder import RunFolder
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Evaluation
-from l2l_runner.stopping import stop_point
+from l2l_runner.stopping import raise_if_stopped
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def tuned_baselines(
             def score_of(candidate: HandDesigned, name: str = name) -> float:
                 bar.set_postfix_str(f"{name} lr={candidate.lr:.3g}")
                 bar.update()
-                return run(candidate, optimizee, seeds, steps, runtime, evaluation.chunk, stop_point).score(score)
+                return run(candidate, optimizee, seeds, steps, runtime, evaluation.chunk, raise_if_stopped).score(score)
 
             tuned[name], tried = tune(baseline, score_of, evaluation.tune)
             if tried and not math.isfinite(dict(tried)[tuned[name].lr]):
@@ -54,7 +54,7 @@ def tuned_baselines(
 
 
 def compare(
-    learned: Mapping[str, LearnedOptimizer],
+    learned: Mapping[str, LearnedRule],
     baselines: Mapping[str, HandDesigned],
     optimizee: Optimizee,
     seed: int,
@@ -66,7 +66,7 @@ def compare(
     """All of them on the same problems of the held-out test stream."""
     seeds = optimizee.seeds(seed, "test", 0, problems)
     curves: dict[str, Curves] = {}
-    own = len(seeds[distributed.share(problems)])
+    own = len(seeds[distributed.shard(problems)])
     per_run = steps * math.ceil(own / max(1, chunk // optimizee.layout().size))
     total = per_run * (len(learned) + len(baselines))
     with tqdm(total=total, desc="comparing", unit="step", leave=False, disable=distributed.bar_disabled()) as bar:
@@ -75,7 +75,7 @@ def compare(
 
             def on_step() -> None:
                 bar.update()
-                stop_point()
+                raise_if_stopped()
 
             curves[name] = run(optimizer, optimizee, seeds, steps, runtime, chunk, on_step)
     rates = dict.fromkeys(learned) | {name: baseline.lr for name, baseline in baselines.items()}

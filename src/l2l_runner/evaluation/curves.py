@@ -72,7 +72,7 @@ class Curves:
         """Loss after the last step, f(θ_T); [problems]."""
         return self.losses[-1]
 
-    def apart(self, values: Tensor) -> Tensor:
+    def per_task(self, values: Tensor) -> Tensor:
         """Values [..., problems] as independent ones: their means over the problems of each task, [..., tasks].
 
         Problems of one task are alike, and more of them say nothing about other tasks.
@@ -90,8 +90,8 @@ class Curves:
         return {name: torch.trapezoid(rows, at, dim=0) / at[-1] for name, rows in self.readings.items()}
 
     def mean(self, values: Tensor) -> dict[str, float]:
-        """Mean of values [problems] and its confidence interval, as of what is `apart`; see `mean_ci`."""
-        return mean_ci(self.apart(values))
+        """Mean of values [problems] and its confidence interval, as of what is `per_task`; see `mean_ci`."""
+        return mean_ci(self.per_task(values))
 
     def mean_metrics(self) -> dict[str, dict[str, float]]:
         """The mean of each metric at θ_T, with its confidence interval."""
@@ -123,9 +123,9 @@ def run(
     Builds no graph; memory is that of one chunk, whatever the number of steps. Several processes share the problems,
     and each gets the curves of all.
     """
-    own = seeds[distributed.share(len(seeds))]
+    own = seeds[distributed.shard(len(seeds))]
     curves = _run(optimizer, optimizee, own, steps, runtime, chunk, on_step) if len(own) else None
-    return Curves.joined([part for part in distributed.collected(curves) if part is not None])
+    return Curves.joined([part for part in distributed.all_gather_objects(curves) if part is not None])
 
 
 def _run(
@@ -142,7 +142,7 @@ def _run(
     read_at = [step for step in range(steps) if every is not None and step % every == 0]
     read_at.append(steps)
     for part in torch.split(seeds, max(1, chunk // optimizee.layout().size)):
-        problem = optimizer.prepare(optimizee.sample(part, runtime))
+        problem = optimizer.adapt(optimizee.sample(part, runtime))
         point = start(problem, optimizer)
         curve = torch.empty(steps + 1, len(part), dtype=torch.float64, device=runtime.device)
         curve[0] = point.loss
@@ -234,18 +234,18 @@ class Comparison:
         reference = next(iter(self.curves))
         optimizers: dict[str, Any] = {}
         for name, curves in self.curves.items():
-            apart = curves.apart
+            per_task = curves.per_task
             optimizers[name] = {
                 "lr": self.rates[name],
                 "sum": curves.mean(curves.sums),
                 "final": curves.mean(curves.finals),
                 "diverged": int(curves.diverged.sum()),
-                **_curve(apart(curves.losses)),
+                **_curve(per_task(curves.losses)),
                 "metrics": curves.mean_metrics(),
             }
             if curves.readings:
                 optimizers[name]["readings"] = {
-                    metric: {"steps": curves.read_at, "mean": curves.mean(area), **_curve(apart(rows))}
+                    metric: {"steps": curves.read_at, "mean": curves.mean(area), **_curve(per_task(rows))}
                     for (metric, rows), area in zip(curves.readings.items(), curves.areas().values(), strict=True)
                 }
             if name != reference:

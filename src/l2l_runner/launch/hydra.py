@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from l2l_runner.errors import ConfigError, FolderTaken, StorageError, UserError
 from l2l_runner.fields import did_you_mean
-from l2l_runner.launch.sweep import has_ended, interruption, summed_up
+from l2l_runner.launch.sweep import has_ended, stop_exception, summed_up
 from l2l_runner.launch.sweep_folder import SweepFolder, without_hydra
 from l2l_runner.stopping import Stopped
 
@@ -105,12 +105,12 @@ def launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]]
     from l2l_runner import distributed
 
     with distributed.joined():
-        if not distributed.first():
+        if not distributed.is_first():
             return _follow(job)
         try:
             _launch(config_name, job, prepare)
         finally:
-            distributed.dismiss()
+            distributed.release_waiting()
 
 
 def several() -> bool:
@@ -125,7 +125,7 @@ def _follow(job: Job) -> None:
 
     logging.disable()
     try:
-        told = distributed.hear()
+        told = distributed.receive_job()
         if told is not None:
             job(*told)
     except Stopped as stopped:
@@ -169,8 +169,8 @@ def _launch(config_name: str, job: Job, prepare: Callable[[list[str]], list[str]
 
 def _fail(sentence: str, exit_code: int = 1) -> NoReturn:
     if several():
-        from l2l_runner.distributed import speaks
-    if not several() or speaks():
+        from l2l_runner.distributed import claim_error_report
+    if not several() or claim_error_report():
         print(f"Error: {sentence}", file=sys.stderr)
     raise SystemExit(exit_code)
 
@@ -216,7 +216,7 @@ def _run_in_sweep(config: DictConfig, job: Job, folder: RunFolder) -> float:
     sweep = SweepFolder(Path(str(run.sweep.dir)).absolute())
     try:
         composed = _composed(config)
-        with sweep.turn(folder.path.name):
+        with sweep.locked(folder.path.name):
             mine = sweep.is_of(folder.path.name, composed)  # not so where hydra.sweep.subdir was given
             before = folder.read_json("result.json")
             if mine and has_ended(before):
@@ -229,7 +229,7 @@ def _run_in_sweep(config: DictConfig, job: Job, folder: RunFolder) -> float:
     except (Stopped, KeyboardInterrupt) as stop:
         stopped = stop if isinstance(stop, Stopped) else Stopped(INTERRUPTED, 130)
         log.info("%s", str(stopped).partition(" To go on")[0])
-        raise interruption(stopped) from None
+        raise stop_exception(stopped) from None
     except FolderTaken:
         raise
     except (UserError, OmegaConfBaseException) as error:
@@ -250,9 +250,9 @@ def _composed(config: DictConfig) -> dict[str, Any]:
 def _run(composed: dict[str, Any], job: Job, folder: RunFolder) -> float:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from l2l_runner.distributed import tell
+    from l2l_runner.distributed import broadcast_job
 
-    tell((composed, folder.path))
+    broadcast_job((composed, folder.path))
     with logging_redirect_tqdm():
         result = job(composed, folder.path)
     folder.write_json("result.json", result)

@@ -176,7 +176,7 @@ _running: Sweep | None = None
 """None in the processes of a sweep's jobs, where they have their own."""
 
 
-def interruption(stopped: Stopped) -> BaseException:
+def stop_exception(stopped: Stopped) -> BaseException:
     """What a job that was stopped raises: in the process of its sweep what ends the sweep at once.
 
     In a process of its own it raises what launchers take for a result, so that they wait for the others to stop.

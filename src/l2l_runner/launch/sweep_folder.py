@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from l2l_runner.errors import StorageError
 from l2l_runner.stopping import POLL, Stopped, relayed
 
-WHERE = ("resume", "data", "device.name", "device.threads", "kernel", "logger")
+WHERE_KEYS = ("resume", "data", "device.name", "device.threads", "kernel", "logger")
 """Keys that say where and with what help a run is computed, but not what: unless a sweep goes over them."""
 
 
@@ -36,7 +36,7 @@ def identity(config: Mapping[str, Any], swept: Collection[str]) -> str:
     def is_swept(key: str) -> bool:
         return any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in swept)
 
-    free = [key for key in WHERE if not is_swept(key)]
+    free = [key for key in WHERE_KEYS if not is_swept(key)]
     counting = json.dumps(_without(config, free), sort_keys=True, default=str)
     return hashlib.sha256(counting.encode()).hexdigest()[:16]
 
@@ -138,7 +138,7 @@ class SweepFolder:
         return self._entry(without_hydra(OmegaConf.create(config.read_text()))) == entry  # type: ignore[arg-type]
 
     @contextmanager
-    def turn(self, folder: str) -> Iterator[None]:
+    def locked(self, folder: str) -> Iterator[None]:
         """Have a job's folder for oneself: another job that computes the same comes after or before.
 
         Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l2l_runner.layout import Layout
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedRule
 
 
 def loss_weights(kind: str, steps: int) -> Tensor:
@@ -66,7 +66,7 @@ class MetaGradient(ABC):
     Attributes:
         shareable: whether the estimates of a batch of problems are the means of those of its parts, so that several
             processes can each take a part. What is drawn for the whole batch must then be drawn alike in all of them
-            (`distributed.of_first`).
+            (`distributed.broadcast`).
     """
 
     shareable: ClassVar[bool] = False
@@ -81,5 +81,5 @@ class MetaGradient(ABC):
         return ""
 
     @abstractmethod
-    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         """The estimates that one batch of problems gives, in their order."""

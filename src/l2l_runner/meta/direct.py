@@ -13,7 +13,7 @@ import torch
 
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedRule
 from l2l_runner.unroll import Point, start
 
 
@@ -33,10 +33,10 @@ class Direct(MetaGradient):
     def description(self) -> str:
         return f"direct gradients, gathered over {self.length} steps"
 
-    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         return (estimate for estimate, _ in self.windows(optimizer, problem, start(problem, optimizer)))
 
-    def windows(self, optimizer: LearnedOptimizer, problem: Problem, point: Point) -> Iterator[tuple[Estimate, Point]]:
+    def windows(self, optimizer: LearnedRule, problem: Problem, point: Point) -> Iterator[tuple[Estimate, Point]]:
         """The estimates of the windows from a point on, and where each of them ends."""
         learned = list(optimizer.parameters())
         while point.step < self.steps:

@@ -14,7 +14,7 @@ from l2l_runner import distributed, streams
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.meta.tbptt import TBPTT
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer, Optimizer
+from l2l_runner.optimizers.base import LearnedRule, Optimizer
 from l2l_runner.unroll import start, unroll
 
 
@@ -43,13 +43,13 @@ class Imitation(MetaGradient):
     def description(self) -> str:
         return f"{self.tbptt.description}, imitation {self.fraction:g}"
 
-    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
-        seed = distributed.of_first(problem.seeds[:1]).cpu()
+    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
+        seed = distributed.broadcast(problem.seeds[:1]).cpu()
         if streams.uniform(seed, 1, "imitation").item() < self.fraction:
             return self._imitations(optimizer, problem)
         return self.tbptt.estimates(optimizer, problem)
 
-    def _imitations(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def _imitations(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, self.expert)
         state = optimizer.init(point.params)
         while point.step < self.tbptt.steps:

@@ -10,7 +10,7 @@ import torch
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.meta.starts import through_start
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class Joint(MetaGradient):
     def description(self) -> str:
         return f"joint training, {self.steps} minibatches of each task"
 
-    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         for step in range(self.steps):
-            current = optimizer.prepare(problem)
+            current = optimizer.adapt(problem)
             params = current.layout.flatten(current.init()).detach().requires_grad_()
             with torch.enable_grad():
                 loss = current.loss(current.layout.views(params), step)

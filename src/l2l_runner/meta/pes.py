@@ -14,7 +14,7 @@ from torch import Tensor
 from l2l_runner import distributed, streams
 from l2l_runner.meta.base import Estimate, MetaGradient, loss_weights, weighted_mean
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedRule
 from l2l_runner.unroll import Point, start, unroll
 
 
@@ -48,13 +48,13 @@ class PES(MetaGradient):
     def description(self) -> str:
         return f"windows of {self.length}, {self.pairs} antithetic pairs with sigma {self.sigma:g}"
 
-    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
         all_weights = loss_weights(self.weights, self.steps).to(point.params)
         parameters = list(optimizer.parameters())
         sizes = [parameter.numel() for parameter in parameters]
         pairs = [(point, point) for _ in range(self.pairs)]
-        seed = distributed.of_first(problem.seeds[:1])
+        seed = distributed.broadcast(problem.seeds[:1])
         totals = torch.zeros(self.pairs, sum(sizes)).to(parameters[0])  # ξ
         for step in range(0, self.steps, self.length):
             weights = all_weights[step : step + self.length]
@@ -75,7 +75,7 @@ class PES(MetaGradient):
 
 
 def _run(
-    problem: Problem, optimizer: LearnedOptimizer, perturbation: Tensor, point: Point, steps: int
+    problem: Problem, optimizer: LearnedRule, perturbation: Tensor, point: Point, steps: int
 ) -> tuple[Point, Tensor]:
     """Where a trajectory gets to with perturbed parameters, and its losses [steps, problems]."""
     losses = point.loss.new_empty(steps, len(point.loss))
@@ -86,7 +86,7 @@ def _run(
 
 
 @contextmanager
-def _perturbed(optimizer: LearnedOptimizer, perturbation: Tensor) -> Iterator[None]:
+def _perturbed(optimizer: LearnedRule, perturbation: Tensor) -> Iterator[None]:
     parameters = [parameter.detach() for parameter in optimizer.parameters()]
     before = [parameter.clone() for parameter in parameters]
     for parameter, part in zip(parameters, torch.split(perturbation, [p.numel() for p in parameters]), strict=True):

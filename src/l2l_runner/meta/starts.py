@@ -15,11 +15,11 @@ from torch import Tensor
 
 from l2l_runner.meta.base import Estimate, Grads, MetaGradient
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedRule
 from l2l_runner.unroll import Graph, Point, start, unroll
 
 
-def through_start(problem: Problem, optimizer: LearnedOptimizer, cotangents: Tensor) -> Grads:
+def through_start(problem: Problem, optimizer: LearnedRule, cotangents: Tensor) -> Grads:
     """Gradients for what the starting points depend on, from those for the points, [problems, coordinates]."""
     starts = problem.layout.flatten(problem.init())
     return torch.autograd.grad(starts, list(optimizer.parameters()), cotangents, allow_unused=True)
@@ -44,7 +44,7 @@ class MAML(MetaGradient):
     def description(self) -> str:
         return f"second derivatives through {self.steps} steps"
 
-    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer, Graph.SECOND_ORDER)
         for _, reached in unroll(problem, optimizer, point, self.steps, Graph.SECOND_ORDER):
             point = reached
@@ -71,7 +71,7 @@ class FirstOrder(MetaGradient):
     def description(self) -> str:
         return f"{self.steps} steps, no second derivatives"
 
-    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
         pull = self.pull(point)
         for _, reached in unroll(problem, optimizer, point, self.steps):

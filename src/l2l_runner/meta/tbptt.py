@@ -17,7 +17,7 @@ from torch import Tensor
 from l2l_runner import distributed, streams
 from l2l_runner.meta.base import Estimate, MetaGradient, loss_weights, weighted_mean
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer, Recording, State
+from l2l_runner.optimizers.base import LearnedRule, Recording, State
 from l2l_runner.unroll import Graph, Point, start, unroll
 
 
@@ -56,10 +56,10 @@ class TBPTT(MetaGradient):
     def description(self) -> str:
         return f"windows of {self.length}, engine {self.engine}"
 
-    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         return (estimate for estimate, _ in self.windows(optimizer, problem, start(problem, optimizer)))
 
-    def windows(self, optimizer: LearnedOptimizer, problem: Problem, point: Point) -> Iterator[tuple[Estimate, Point]]:
+    def windows(self, optimizer: LearnedRule, problem: Problem, point: Point) -> Iterator[tuple[Estimate, Point]]:
         """The estimates of the windows from a point on, and where each of them ends."""
         all_weights = loss_weights(self.weights, self.steps).to(point.params)
         window = self._replay if self.engine == "replay" else self._differentiate
@@ -69,7 +69,7 @@ class TBPTT(MetaGradient):
             yield estimate, point
 
     def _replay(
-        self, optimizer: LearnedOptimizer, problem: Problem, point: Point, weights: Tensor
+        self, optimizer: LearnedRule, problem: Problem, point: Point, weights: Tensor
     ) -> tuple[Estimate, Point]:
         begun = point.state
         grads = point.grads.new_empty(len(weights) + 1, *point.grads.shape)
@@ -89,7 +89,7 @@ class TBPTT(MetaGradient):
 
     def replay(
         self,
-        optimizer: LearnedOptimizer,
+        optimizer: LearnedRule,
         problem: Problem,
         step: int,
         state: State,
@@ -97,7 +97,7 @@ class TBPTT(MetaGradient):
         effects: Tensor,
         cotangents: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, ...]:
-        """`LearnedOptimizer.replay`, part by part of the optimizer, of a sample of coordinates or in chunks of them.
+        """`LearnedRule.replay`, part by part of the optimizer, of a sample of coordinates or in chunks of them.
 
         Args:
             optimizer: what is replayed.
@@ -119,7 +119,7 @@ class TBPTT(MetaGradient):
                 meta_grads += self._replay_all(rule, state[own], seen, caused, cotangents)
         return meta_grads
 
-    def _recordable(self, rule: LearnedOptimizer, params: Tensor, steps: int) -> bool:
+    def _recordable(self, rule: LearnedRule, params: Tensor, steps: int) -> bool:
         """Whether all that a rule computes in a window can be kept, so that nothing need be computed again."""
         columns = params.numel() if rule.coordinatewise else len(params)
         # Not `_sampled`, which asks all processes: those that record would leave the others without an answer later.
@@ -127,11 +127,11 @@ class TBPTT(MetaGradient):
         return not bounded and columns * steps <= rule.recordable
 
     def _sampled(self, params: Tensor) -> bool:
-        return self.coordinates is not None and self.coordinates < distributed.summed(params.numel())
+        return self.coordinates is not None and self.coordinates < distributed.sum_over_ranks(params.numel())
 
     def _replay_all(
         self,
-        rule: LearnedOptimizer,
+        rule: LearnedRule,
         state: State,
         grads: Tensor,
         effects: Tensor,
@@ -149,7 +149,7 @@ class TBPTT(MetaGradient):
         return tuple(torch.stack(same).sum(0, dtype=torch.float64).to(same[0]) for same in zip(*parts, strict=True))
 
     def _replay_sample(
-        self, rule: LearnedOptimizer, problem: Problem, step: int, state: State, grads: Tensor, cotangents: Tensor
+        self, rule: LearnedRule, problem: Problem, step: int, state: State, grads: Tensor, cotangents: Tensor
     ) -> tuple[Tensor, ...]:
         """A sample of coordinates.
 
@@ -161,11 +161,11 @@ class TBPTT(MetaGradient):
         grads, cotangents = grads.flatten(1), cotangents.flatten(1)
         # The meta-loss is a mean over this process's problems: times their number, sizes of all processes compare.
         size = cotangents.abs().amax(0).double() * len(problem.seeds)
-        sums = distributed.gathered(torch.stack([size.sum(), torch.full_like(size[0], len(size))])).sum(0)
+        sums = distributed.all_gather(torch.stack([size.sum(), torch.full_like(size[0], len(size))])).sum(0)
         share = size + 0.1 * sums[0] / sums[1] + torch.finfo(torch.float32).tiny
         cumulative = share.cumsum(0)
-        ends = distributed.gathered(cumulative[-1]).cumsum(0)  # of the processes' parts, one after the other
-        offset = streams.uniform(distributed.of_first(problem.seeds[:1]), 1, "coordinates", step).squeeze()
+        ends = distributed.all_gather(cumulative[-1]).cumsum(0)  # of the processes' parts, one after the other
+        offset = streams.uniform(distributed.broadcast(problem.seeds[:1]), 1, "coordinates", step).squeeze()
         ticks = (torch.arange(self.coordinates, device=size.device) + offset) * (ends[-1] / self.coordinates)
         if len(ends) > 1:
             place = distributed.rank()
@@ -179,7 +179,7 @@ class TBPTT(MetaGradient):
         return rule.replay(seen, rule.select(state, columns), weighted)
 
     def _differentiate(
-        self, optimizer: LearnedOptimizer, problem: Problem, point: Point, weights: Tensor
+        self, optimizer: LearnedRule, problem: Problem, point: Point, weights: Tensor
     ) -> tuple[Estimate, Point]:
         graph = Graph.SECOND_ORDER if self.second_order else Graph.FIRST_ORDER
         points = [point for _, point in unroll(problem, optimizer, point, len(weights), graph)]

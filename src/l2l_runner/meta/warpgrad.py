@@ -17,7 +17,7 @@ from l2l_runner.layout import Layout
 from l2l_runner.meta.base import Estimate, Grads, MetaGradient, added
 from l2l_runner.meta.starts import LeapPull, through_start
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedRule
 from l2l_runner.unroll import start, unroll
 
 
@@ -54,7 +54,7 @@ class WarpGrad(MetaGradient):
         form = "approximate WarpGrad" if self.approximate else "WarpGrad"
         return f"{form}, {self.algorithm}{how}" + (", with Leap" if self.leap else "")
 
-    def estimates(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         return self._online(optimizer, problem) if self.algorithm == "online" else self._offline(optimizer, problem)
 
     def stored(self, layout: Layout, problems: int, dtype: torch.dtype) -> range:
@@ -69,7 +69,7 @@ class WarpGrad(MetaGradient):
         size = points * layout.size * problems * dtype.itemsize
         return f"{points} points of each of {problems} trajectories, {size / 2**20:.3g} MB"
 
-    def _online(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def _online(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
         pull, everyone = LeapPull(point), torch.arange(len(point.loss), device=point.loss.device)
         total: Grads = tuple(None for _ in optimizer.parameters())
@@ -84,7 +84,7 @@ class WarpGrad(MetaGradient):
             total = added(total, through_start(problem, optimizer, pull.cotangents(point) / len(point.loss)))
         yield Estimate(torch.stack(meta_losses).mean(), total, point.loss.unsqueeze(0))
 
-    def _offline(self, optimizer: LearnedOptimizer, problem: Problem) -> Iterator[Estimate]:
+    def _offline(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
         point = start(problem, optimizer)
         pull = LeapPull(point)
         steps = self.stored(problem.layout, len(problem.seeds), point.params.dtype)
@@ -114,7 +114,7 @@ class WarpGrad(MetaGradient):
         return torch.arange(steps * tasks, device=problem.seeds.device).view(steps, tasks).T.flatten()
 
     def from_points(
-        self, optimizer: LearnedOptimizer, problem: Problem, params: Tensor, rows: Tensor, number: int
+        self, optimizer: LearnedRule, problem: Problem, params: Tensor, rows: Tensor, number: int
     ) -> tuple[Tensor, Grads]:
         """The mean of ℓ(θ − α∇ℓ(θ; φ); φ) over some points, and its gradients.
 

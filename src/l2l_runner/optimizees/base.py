@@ -98,7 +98,7 @@ class Optimizee(ABC):
         """Seeds [count] (int64) of problems first … first+count-1 of a split: `train`, `validation` or `test`."""
         return streams.seeds(run_seed, split, first, count, device)
 
-    def check_unseen(self, trained: Optimizee) -> None:  # noqa: B027 - most problems are no tasks that could come again
+    def refuse_training_tasks(self, trained: Optimizee) -> None:  # noqa: B027 - most problems are no tasks that could come again
         """Refuse a test on tasks that an optimizer has met in training, on another or the same optimizee.
 
         Raises:

@@ -115,14 +115,14 @@ class Module(Optimizee):
                 raise ConfigError(f"optimizee.model could not be built: {target} says: {reason(error)}.") from error
 
     @cached_property
-    def network(self) -> Network:
+    def network(self) -> FunctionalModule:
         """The module as a function, tried on images of noise."""
         channels, height, width = SHAPES[self.data]
         for key, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != channels:
                 expected = f"{channels}, one for each channel of {self.data}"
                 raise ConfigError(f"optimizee.{key} has {len(values)} numbers; expected {expected}.")
-        network = Network(self.build(0), self.batch_norm)
+        network = FunctionalModule(self.build(0), self.batch_norm)
         size = (height, width) if self.resize is None else (self.resize, self.resize)
         shape = (min(2, self.minibatch), channels, *size)
         network.try_on(torch.rand(shape, generator=torch.Generator().manual_seed(0)), self.classes)
@@ -139,7 +139,7 @@ class Module(Optimizee):
         else:
             modules = [self.build(0)]
             _load(modules[0], _find(self.weights, root), self.prefix)
-        values = [Network(module, self.batch_norm).values for module in modules]
+        values = [FunctionalModule(module, self.batch_norm).values for module in modules]
         stacked = {name: torch.stack([one[name].detach() for one in values]) for name in values[0]}
         return {name: value.expand(len(seeds), *value.shape[1:]) for name, value in stacked.items()}
 
@@ -157,7 +157,7 @@ class Module(Optimizee):
         return pixels.view(*index.shape, *pixels.shape[1:])
 
 
-class Network:
+class FunctionalModule:
     """A module as a function of the values of its parameters and buffers, which its own are never mixed with.
 
     Attributes:

@@ -108,7 +108,7 @@ class Omniglot(Optimizee):
         turns = start + streams.uniform(rounds, tasks, "order").argsort(dim=1).flatten()[skipped : skipped + count]
         return streams.seeds(run_seed, split, first, count, device) & ~TASK_BITS | turns
 
-    def check_unseen(self, trained: Optimizee) -> None:
+    def refuse_training_tasks(self, trained: Optimizee) -> None:
         if not isinstance(trained, Omniglot):
             return
         seen = set(order_of_alphabets(trained.split_seed)[: trained.pretrain_alphabets])

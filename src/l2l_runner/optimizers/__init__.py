@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from l2l_runner.optimizers.adaptation import Adaptation, AdaptationConfig
-from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, State
+from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, Optimizer, State
 from l2l_runner.optimizers.grouped import Group, Grouped, GroupsConfig
 from l2l_runner.optimizers.hand_designed import NAG, SGD, Adam, HandDesigned, Momentum, RMSprop
 from l2l_runner.optimizers.lstm import LSTM, LSTMConfig
@@ -52,7 +52,7 @@ __all__ = [
     "HandDesigned",
     "LSTMConfig",
     "LearnedConfig",
-    "LearnedOptimizer",
+    "LearnedRule",
     "Optimizer",
     "RNNprop",
     "RNNpropConfig",

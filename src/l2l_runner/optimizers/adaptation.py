@@ -120,7 +120,7 @@ class Adaptation(PlainRule):
                 "This optimizer leaves nothing to be learned: use optimizer.start=learned, or give it optimizer.warp."
             )
 
-    def begin(self, problem: Problem) -> None:
+    def initialise_from(self, problem: Problem) -> None:
         with torch.no_grad():
             for name, value in problem.init().items():
                 if key_of(name) in self.start:
@@ -128,7 +128,7 @@ class Adaptation(PlainRule):
                 if key_of(name) in self.heads:
                     self.heads[key_of(name)].copy_(value[0].expand_as(self.heads[key_of(name)]))
 
-    def prepare(self, problem: Problem) -> Problem:
+    def adapt(self, problem: Problem) -> Problem:
         if self.warp:
             problem = problem.warped(dict(self.warp.items()))
         return Started(problem, self._start(problem)) if self.start or self.heads else problem

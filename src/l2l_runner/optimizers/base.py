@@ -24,7 +24,7 @@ class Optimizer(ABC):
     It sees the parameters of all problems as one tensor [problems, coordinates] and treats problems alike.
     """
 
-    def prepare(self, problem: Problem) -> Problem:
+    def adapt(self, problem: Problem) -> Problem:
         """The problems as they are for this optimizer, which may have learned where to start; most take them as given.
 
         Whoever unrolls an optimizer prepares its problems first.
@@ -52,7 +52,7 @@ class LearnedConfig(ABC):
     direct: bool = False
 
     @abstractmethod
-    def build(self, layout: Layout, generator: torch.Generator) -> LearnedOptimizer:
+    def build(self, layout: Layout, generator: torch.Generator) -> LearnedRule:
         """The rule at its random start.
 
         Raises:
@@ -69,12 +69,12 @@ class Part(NamedTuple):
         state: its part of the whole optimizer's state.
     """
 
-    rule: LearnedOptimizer
+    rule: LearnedRule
     columns: Columns
     state: slice
 
 
-class LearnedOptimizer(nn.Module, Optimizer):
+class LearnedRule(nn.Module, Optimizer):
     """An update rule whose parameters are meta-learned.
 
     Attributes:
@@ -95,7 +95,7 @@ class LearnedOptimizer(nn.Module, Optimizer):
             ConfigError: it can't serve this rule there.
         """
 
-    def begin(self, problem: Problem) -> None:
+    def initialise_from(self, problem: Problem) -> None:
         """Take from the first training problem what only a problem can tell, such as a start; most rules need nothing.
 
         Called once, before the first meta-step of a new run.
@@ -108,7 +108,7 @@ class LearnedOptimizer(nn.Module, Optimizer):
             ConfigError: it doesn't fit.
         """
 
-    def fitted(self, layout: Layout) -> LearnedOptimizer:
+    def fitted(self, layout: Layout) -> LearnedRule:
         """The same rule for problems with these parameters.
 
         Raises:
@@ -151,7 +151,7 @@ class LearnedOptimizer(nn.Module, Optimizer):
         raise NotImplementedError
 
 
-class PlainRule(LearnedOptimizer):
+class PlainRule(LearnedRule):
     """A learned rule without the LSTM that kernels compute, and not coordinatewise.
 
     Attributes:
@@ -197,9 +197,9 @@ def check_patterns(key: str, patterns: Iterable[str], layout: Layout) -> None:
 
 
 class Recording(Optimizer):
-    """A learned optimizer that records its updates, for `LearnedOptimizer.backward`."""
+    """A learned optimizer that records its updates, for `LearnedRule.backward`."""
 
-    def __init__(self, optimizer: LearnedOptimizer):
+    def __init__(self, optimizer: LearnedRule):
         self.optimizer = optimizer
         self.record: list[Any] = []
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from l2l_runner.errors import ConfigError
 from l2l_runner.layout import Columns, Layout
 from l2l_runner.optimizers.adaptation import AdaptationConfig
-from l2l_runner.optimizers.base import LearnedConfig, LearnedOptimizer, Optimizer, Part, Recording, State, fits
+from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, Optimizer, Part, Recording, State, fits
 from l2l_runner.optimizers.hand_designed import HandDesigned
 
 
@@ -120,7 +120,7 @@ class _Member(NamedTuple):
     state: slice
 
 
-class Grouped(LearnedOptimizer):
+class Grouped(LearnedRule):
     """Each group's rule updates the group's parameters, as if there were no others.
 
     Its state is those of the groups, one after another.
@@ -153,12 +153,12 @@ class Grouped(LearnedOptimizer):
         rules = dict(self._by_name)
         for name, own in self.config.assign(layout).items():
             rule = rules[name]
-            if own and isinstance(rule, LearnedOptimizer):
+            if own and isinstance(rule, LearnedRule):
                 rules[name] = rule.fitted(layout.only(own))
         return Grouped(self.config, rules, layout)
 
     def parts(self) -> Sequence[Part]:
-        return [Part(rule, columns, own) for rule, columns, own in self._members if isinstance(rule, LearnedOptimizer)]
+        return [Part(rule, columns, own) for rule, columns, own in self._members if isinstance(rule, LearnedRule)]
 
     def rule_of(self, name: str) -> Optimizer:
         """The rule for a parameter of that name.
@@ -171,7 +171,7 @@ class Grouped(LearnedOptimizer):
 
     def use_kernel(self, name: str) -> None:
         for rule in self._by_name.values():
-            if isinstance(rule, LearnedOptimizer):
+            if isinstance(rule, LearnedRule):
                 rule.use_kernel(name)
 
     def rates(self) -> dict[str, Tensor]:
@@ -206,7 +206,7 @@ class Grouped(LearnedOptimizer):
     def record_update(self, grads: Tensor, state: State, params: Tensor, record: list[Any]) -> tuple[Tensor, State]:
         if not record:
             rules = [member.rule for member in self._members]
-            record += [Recording(rule) if isinstance(rule, LearnedOptimizer) else rule for rule in rules]
+            record += [Recording(rule) if isinstance(rule, LearnedRule) else rule for rule in rules]
         return self._update(record, grads, state, params)
 
     def backward(self, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from l2l_runner.kernels import FEATURES, Kernel, Network, State, TorchKernel, pick_kernel
-from l2l_runner.optimizers.base import LearnedOptimizer
+from l2l_runner.optimizers.base import LearnedRule
 
 
-class Recurrent(LearnedOptimizer):
+class Recurrent(LearnedRule):
     """A rule that a kernel computes: a `Network` that runs in columns, on what the rule makes of the gradients.
 
     A column is a coordinate of one of the problems (coordinatewise) or a whole problem. The state is (h, c) of each

@@ -97,7 +97,7 @@ class WarpRNN(PlainRule):
         self.rule = Adam(lr=config.lr, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8)
         self.gates = nn.ModuleDict({name: Gates(site, config.hidden) for name, site in cells.items()})
 
-    def prepare(self, problem: Problem) -> Problem:
+    def adapt(self, problem: Problem) -> Problem:
         """The problems with gated cells; as they are where the gates are open and stay so: that costs less."""
         gates: Sequence[Gates] = list(self.gates.values())  # type: ignore[arg-type]
         idle = not any(p.requires_grad for p in self.parameters()) and all(gate.open for gate in gates)

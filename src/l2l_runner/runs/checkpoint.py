@@ -23,7 +23,7 @@ from l2l_runner import streams
 from l2l_runner.cards import pretrained
 from l2l_runner.errors import CheckpointError, ConfigError, StorageError
 from l2l_runner.fields import did_you_mean
-from l2l_runner.optimizers import LEARNED, HandDesigned, LearnedOptimizer
+from l2l_runner.optimizers import LEARNED, HandDesigned, LearnedRule
 from l2l_runner.schema import parse_optimizee, parse_optimizer
 
 FORMAT = 1
@@ -135,18 +135,18 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def build_optimizer(config: Mapping[str, Any], seed: int) -> LearnedOptimizer:
+def build_optimizer(config: Mapping[str, Any], seed: int) -> LearnedRule:
     """A new learned optimizer for a composed configuration, initialised from (seed, "optimizer")."""
     settings = parse_optimizer(config["optimizer"])
     if isinstance(settings, HandDesigned):
         name = config["optimizer"]["name"]
         raise ConfigError(f"optimizer={name} has nothing to be meta-learned: use a learned one ({', '.join(LEARNED)}).")
     layout = parse_optimizee(config["optimizee"]).layout()
-    built: LearnedOptimizer = settings.build(layout, streams.generator(seed, "optimizer"))
+    built: LearnedRule = settings.build(layout, streams.generator(seed, "optimizer"))
     return built
 
 
-def restore_optimizer(content: Mapping[str, Any], path: Path) -> LearnedOptimizer:
+def restore_optimizer(content: Mapping[str, Any], path: Path) -> LearnedRule:
     """The learned optimizer that a checkpoint holds, built from the configuration inside it.
 
     Raises:
@@ -162,7 +162,7 @@ def restore_optimizer(content: Mapping[str, Any], path: Path) -> LearnedOptimize
     return optimizer
 
 
-def load_parameters(optimizer: LearnedOptimizer, parameters: Mapping[str, Any], path: Path) -> None:
+def load_parameters(optimizer: LearnedRule, parameters: Mapping[str, Any], path: Path) -> None:
     """Put a checkpoint's parameters into an optimizer of the same architecture.
 
     Raises:
@@ -179,7 +179,7 @@ def load_parameters(optimizer: LearnedOptimizer, parameters: Mapping[str, Any], 
     optimizer.load_state_dict(dict(parameters))
 
 
-def initialise(optimizer: LearnedOptimizer, init: str | None) -> None:
+def initialise(optimizer: LearnedRule, init: str | None) -> None:
     """Start from the parameters that another run has learned, where one is named (a checkpoint, or its run's folder).
 
     Groups of parameters can all start from one optimizer that was learned for parameters of any kind.

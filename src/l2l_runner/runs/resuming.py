@@ -7,7 +7,7 @@ from typing import Any
 
 from l2l_runner import distributed
 from l2l_runner.errors import CheckpointError
-from l2l_runner.launch.sweep_folder import WHERE
+from l2l_runner.launch.sweep_folder import WHERE_KEYS
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.folder import RunFolder
 from l2l_runner.stopping import Stopped
@@ -15,7 +15,7 @@ from l2l_runner.stopping import Stopped
 # What may differ between a run and its resumption: how long and how often, where and with what help, but not what
 # is computed.
 FREE_KEYS = (
-    *WHERE,
+    *WHERE_KEYS,
     *("evaluate", "evaluation"),
     *("meta.steps", "meta.patience", "meta.advance", "meta.max_skipped", "meta.chunk", "meta.runs"),
 )

@@ -29,11 +29,11 @@ from l2l_runner.runs.folder import RunFolder, Tracker, jsonable
 from l2l_runner.schema import Logger, MLflowLogger, TensorBoardLogger
 from l2l_runner.stopping import Stopped
 
-LABELS = ("run", "proportion", "arm")
+TRAJECTORY_FIELDS = ("run", "proportion", "arm")
 """Fields of records that say which trajectory they are of."""
 
 
-class Point(NamedTuple):
+class Scalar(NamedTuple):
     """A number to be shown.
 
     Attributes:
@@ -49,27 +49,27 @@ class Point(NamedTuple):
     value: float
 
 
-def points_of(record: Mapping[str, Any]) -> Iterator[Point]:
+def scalars_of(record: Mapping[str, Any]) -> Iterator[Scalar]:
     """All numbers of a line of metrics.jsonl; the curve of a validation if none was better before."""
     event, step = str(record["event"]), int(record["step"])
-    line = "/".join(f"{key}-{record[key]}" for key in LABELS if key in record)
+    line = "/".join(f"{key}-{record[key]}" for key in TRAJECTORY_FIELDS if key in record)
     for key, value in record.items():
-        if key not in ("event", "step", "curve", *LABELS):
-            yield from (Point(line, tag, step, number) for tag, number in _numbers(f"{event}/{key}", value))
+        if key not in ("event", "step", "curve", *TRAJECTORY_FIELDS):
+            yield from (Scalar(line, tag, step, number) for tag, number in _numbers(f"{event}/{key}", value))
     if "curve" in record and record["best_step"] == step:  # of all validations there would be too many
         for at, loss in zip(record["curve"]["steps"], record["curve"]["loss"], strict=True):
-            yield Point(f"{event}-{step:08d}", f"{event}/curve", at, math.nan if loss is None else loss)
+            yield Scalar(f"{event}-{step:08d}", f"{event}/curve", at, math.nan if loss is None else loss)
 
 
-def points_of_comparison(summary: Mapping[str, Any]) -> Iterator[Point]:
+def scalars_of_comparison(summary: Mapping[str, Any]) -> Iterator[Scalar]:
     """The curves of a comparison.json, and its figures at their ends."""
     for name, entry in summary["optimizers"].items():
         line = f"comparison-{name}"
         for step, loss in enumerate(entry["curve"]):
-            yield Point(line, "comparison/loss", step, math.nan if loss is None else loss)
+            yield Scalar(line, "comparison/loss", step, math.nan if loss is None else loss)
         for key in ("sum", "final", "diverged", "metrics"):
             numbers = _numbers(f"comparison/{key}", entry[key])
-            yield from (Point(line, tag, summary["steps"], number) for tag, number in numbers)
+            yield from (Scalar(line, tag, summary["steps"], number) for tag, number in numbers)
 
 
 def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
@@ -128,22 +128,22 @@ class Shown(Tracker):
             self.record(record)
 
     @abstractmethod
-    def show(self, points: Sequence[Point]) -> None:
+    def show(self, points: Sequence[Scalar]) -> None:
         """Points of any curves, each curve's in their order."""
 
     def record(self, record: Mapping[str, Any]) -> None:
-        self.step = self.step + 1 if any(label in record for label in LABELS) else int(record["step"])
-        self.show(list(points_of(record)))
+        self.step = self.step + 1 if any(label in record for label in TRAJECTORY_FIELDS) else int(record["step"])
+        self.show(list(scalars_of(record)))
 
     def content(self, path: Path, content: Any) -> None:
         if path.name == "comparison.json":
-            self.show(list(points_of_comparison(content)))
+            self.show(list(scalars_of_comparison(content)))
 
     def end(self, result: Mapping[str, Any]) -> None:
-        self.finish(list(points_of({"event": "result", "step": self.step, **jsonable(dict(result))})))
+        self.finish(list(scalars_of({"event": "result", "step": self.step, **jsonable(dict(result))})))
 
     @abstractmethod
-    def finish(self, figures: Sequence[Point]) -> None:
+    def finish(self, figures: Sequence[Scalar]) -> None:
         """The figures of the result."""
 
 
@@ -179,7 +179,7 @@ class TensorBoard(Shown):
             self.lines.add(path)
         return self.writers[line]
 
-    def show(self, points: Sequence[Point]) -> None:
+    def show(self, points: Sequence[Scalar]) -> None:
         for line, tag, step, value in points:
             self._writer(line).add_scalar(tag, value, step)
 
@@ -195,7 +195,7 @@ class TensorBoard(Shown):
         for writer in self.writers.values():
             writer.flush()
 
-    def finish(self, figures: Sequence[Point]) -> None:
+    def finish(self, figures: Sequence[Scalar]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         self.show(figures)
@@ -223,7 +223,7 @@ class MLflow(Shown):
     def __init__(self, folder: RunFolder, logger: MLflowLogger, composed: Mapping[str, Any]):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which MLflow looks at when it is first imported
         self.store = Path(logger.store).expanduser().absolute()
-        self.points: list[Point] = []
+        self.points: list[Scalar] = []
         self.files: dict[Path, None] = {}
         self.known: set[tuple[str, int, str]] = set()
         with self._writing():
@@ -284,7 +284,7 @@ class MLflow(Shown):
                 "there, give another folder as logger.store=FOLDER, or use logger=none."
             ) from error
 
-    def show(self, points: Sequence[Point]) -> None:
+    def show(self, points: Sequence[Scalar]) -> None:
         self.points += points
 
     def picture(self, path: Path) -> None:
@@ -313,7 +313,7 @@ class MLflow(Shown):
             self.client.log_artifact(self.run, str(path), None if inside == Path() else str(inside))
         self.points, self.files = [], {}
 
-    def finish(self, figures: Sequence[Point]) -> None:
+    def finish(self, figures: Sequence[Scalar]) -> None:
         self.show(figures)
         self.saved()
 

@@ -18,14 +18,14 @@ from l2l_runner.evaluation.comparison import compare, tuned_baselines, write_com
 from l2l_runner.evaluation.curves import Comparison, Curves, run
 from l2l_runner.meta import Estimate, MetaGradient
 from l2l_runner.meta.base import Grads, global_norm
-from l2l_runner.optimizers import HandDesigned, LearnedOptimizer
+from l2l_runner.optimizers import HandDesigned, LearnedRule
 from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.folder import RunFolder
 from l2l_runner.runs.resuming import last_state, stopped
 from l2l_runner.runtime import Runtime
 from l2l_runner.schema import Meta, TrainConfig
-from l2l_runner.stopping import stop_point, stop_requests
+from l2l_runner.stopping import raise_if_stopped, stop_requests
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def thinned(curve: list[float]) -> dict[str, list[Any]]:
 
 def meta_update(
     meta_optimizer: torch.optim.Optimizer,
-    optimizer: LearnedOptimizer,
+    optimizer: LearnedRule,
     grads: Grads,
     norm: Tensor,
     usable: Tensor,
@@ -130,7 +130,7 @@ def run_hand_designed(
     optimizee, steps = config.optimizee, config.unroll.steps
     seeds = optimizee.seeds(config.seed, "validation", 0, optimizee.validation_problems)
     with stop_requests():
-        curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk, stop_point)
+        curves = run(optimizer, optimizee, seeds, steps, runtime, config.evaluation.chunk, raise_if_stopped)
     summary = Comparison(optimizee.name, {name: curves}, {name: optimizer.lr}, gain=optimizee.gain).summary()
     entry = summary["optimizers"][name]
     for step, (loss, ci95) in enumerate(zip(entry["curve"], entry["ci95"], strict=True)):
@@ -172,7 +172,7 @@ def _compare_none(
 def _of_all(estimate: Estimate, share: float) -> tuple[Tensor, Tensor, Grads]:
     """Meta-loss, mean final loss and gradients for the problems of all processes, of which this one has had a share."""
     said = [grad for grad in estimate.grads if grad is not None]
-    meta_loss, final, *grads = distributed.total([estimate.meta_loss, estimate.losses[-1].mean(), *said], share)
+    meta_loss, final, *grads = distributed.all_reduce([estimate.meta_loss, estimate.losses[-1].mean(), *said], share)
     those = iter(grads)
     return meta_loss, final, tuple(None if grad is None else next(those) for grad in estimate.grads)
 
@@ -192,13 +192,13 @@ class MetaTraining:
         self.horizons = config.meta.horizons(config.unroll)
         self.progress = Progress()
         self._shown_figures: dict[str, str] = {}  # of the bar
-        before = distributed.from_first(lambda: last_state(folder, composed) if folder.last.exists() else None)
+        before = distributed.run_on_first(lambda: last_state(folder, composed) if folder.last.exists() else None)
         if before is None:
-            self.optimizer.begin(config.optimizee.sample(self._seeds(0, 1), runtime))
+            self.optimizer.initialise_from(config.optimizee.sample(self._seeds(0, 1), runtime))
             checkpoint.initialise(self.optimizer, config.init)
         else:
             self._restore(before)
-        if distributed.first():
+        if distributed.is_first():
             folder.truncate(self.progress.metrics_bytes)
 
     def _restore(self, content: Mapping[str, Any]) -> None:
@@ -218,12 +218,12 @@ class MetaTraining:
         return self.meta.estimator(replace(self.config.unroll, steps=self.horizon), self.config.optimizer)
 
     def _save(self, path: Path) -> None:
-        if distributed.first():
+        if distributed.is_first():
             state = checkpoint.run_state(self.composed, self.progress, self.optimizer, self.meta_optimizer)
             self.folder.save(path, state)
 
     def _record(self, **record: Any) -> None:
-        if distributed.first():
+        if distributed.is_first():
             self.progress = replace(self.progress, metrics_bytes=self.folder.log(record))
 
     def train(self) -> Outcome:
@@ -243,7 +243,9 @@ class MetaTraining:
                 ", then ".join(map(str, self.horizons)),
                 self.estimator.description,
                 ", ".join(dict.fromkeys(part.rule.kernel.name for part in self.optimizer.parts())),
-                self.runtime.device if distributed.count() == 1 else f"{self.runtime.device} × {distributed.count()}",
+                self.runtime.device
+                if distributed.world_size() == 1
+                else f"{self.runtime.device} × {distributed.world_size()}",
                 config.seed,
                 self.folder.path,
             )
@@ -266,7 +268,7 @@ class MetaTraining:
                 if self.progress.step < meta.steps and not self._last_stage and self._stalled() >= meta.advance:
                     self._advance()
                     continue  # with a validation at the new horizon
-                signal = distributed.largest(stop[0] if stop else 0)
+                signal = distributed.max_over_ranks(stop[0] if stop else 0)
                 if signal:
                     self._save(self.folder.last)
                     raise stopped(f"meta-step {self.progress.step} of {meta.steps}", self.folder, signal)
@@ -288,7 +290,7 @@ class MetaTraining:
                     break
                 self._meta_step(bar)
             self._save(self.folder.last)
-        if distributed.first():
+        if distributed.is_first():
             self._animate()
         if not self._last_stage:
             log.warning(
@@ -304,7 +306,7 @@ class MetaTraining:
         return Outcome(status, curves.score(config.score), finals, sums, metrics)
 
     def _load_best(self) -> Mapping[str, Any]:
-        content = distributed.from_first(lambda: checkpoint.load(self.folder.best))
+        content = distributed.run_on_first(lambda: checkpoint.load(self.folder.best))
         checkpoint.load_parameters(self.optimizer, content["optimizer"], self.folder.best)
         return content
 
@@ -329,8 +331,8 @@ class MetaTraining:
 
     def _meta_step(self, bar: tqdm[Any]) -> None:
         config, meta, step = self.config, self.meta, self.progress.step
-        seeds = self._seeds(step * config.meta_batch, config.meta_batch)[distributed.share(config.meta_batch)]
-        problem = self.optimizer.prepare(meta.training_problem(config.optimizee.sample(seeds, self.runtime)))
+        seeds = self._seeds(step * config.meta_batch, config.meta_batch)[distributed.shard(config.meta_batch)]
+        problem = self.optimizer.adapt(meta.training_problem(config.optimizee.sample(seeds, self.runtime)))
         lr = learning_rate(meta, step)
         for group in self.meta_optimizer.param_groups:
             group["lr"] = lr
@@ -377,7 +379,7 @@ class MetaTraining:
     def _validate(self, shown: dict[str, Any], bar: tqdm[Any]) -> None:
         config = self.config
         curves = self._on_validation(self.horizon)
-        score = distributed.from_first(lambda: curves.score(config.score))  # one for all, to the last bit
+        score = distributed.run_on_first(lambda: curves.score(config.score))  # one for all, to the last bit
         better = score < self.progress.best_score or self.progress.best_step < 0
         self.progress = replace(self.progress, validated=self.progress.step)
         if better:
@@ -395,7 +397,7 @@ class MetaTraining:
             best_step=self.progress.best_step,
             curve=thinned(curves.losses.mean(1).tolist()),
         )
-        if distributed.first():
+        if distributed.is_first():
             self._draw(curves, shown)
         if better:
             self._save(self.folder.best)
@@ -459,7 +461,7 @@ class MetaTraining:
         learned = {self.name: self.optimizer}
         chunk = config.evaluation.chunk
         comparison = compare(learned, baselines, config.optimizee, config.seed, problems, steps, self.runtime, chunk)
-        if distributed.first():
+        if distributed.is_first():
             log.info(write_comparison(self.folder, comparison))
         log.info("%s\n%s\n%s", self.folder.path / "learning.png", self.folder.path / "learning.gif", self.folder.best)
         return comparison.curves[self.name].mean_metrics()

@@ -155,7 +155,7 @@ class OnlineTraining:
     def _trajectory(self, bar: tqdm[Any], stop: list[int]) -> None:
         seeds = self.config.optimizee.seeds(self.config.seed, "train", self.progress.run, 1, self.runtime.device)
         self.optimizer.requires_grad_(self.progress.arm == "learning")
-        problem = self.optimizer.prepare(self.config.optimizee.sample(seeds, self.runtime))
+        problem = self.optimizer.adapt(self.config.optimizee.sample(seeds, self.runtime))
         if self._diverged():  # before it was stopped
             return
         if self.point is None:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l2l_runner.launch.sweep import keep_swept
-from l2l_runner.pages.reporting.runs import Curves, Run
+from l2l_runner.pages.reporting.runs import Run, RunCurves
 from l2l_runner.pages.reporting.settings import differing, flat
 from l2l_runner.plots import plotting
 from l2l_runner.plots.plotting import LABELS, draw_curves, new_axes, style_of
@@ -38,7 +38,7 @@ class Picture:
 
 def curve_pictures(root: Path, runs: Sequence[Run]) -> list[Picture]:
     """Loss curves, in a picture those of one optimizee, number of steps, and kind of problems."""
-    found: dict[tuple[Any, ...], list[tuple[Run, Curves]]] = {}
+    found: dict[tuple[Any, ...], list[tuple[Run, RunCurves]]] = {}
     for run in runs:
         if run.curves is not None:
             found.setdefault((*_problem(run), run.curves.of, run.curves.steps), []).append((run, run.curves))
@@ -58,7 +58,7 @@ def curve_pictures(root: Path, runs: Sequence[Run]) -> list[Picture]:
     return pictures
 
 
-def _entries(members: Sequence[tuple[Run, Curves]]) -> tuple[dict[str, Any], str]:
+def _entries(members: Sequence[tuple[Run, RunCurves]]) -> tuple[dict[str, Any], str]:
     """What is drawn of comparable runs, by label, and a sentence on the baselines."""
     if len(members) == 1:
         return {

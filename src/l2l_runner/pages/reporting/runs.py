@@ -43,7 +43,7 @@ PICTURES = ("pictures.png", "online.png", "reweighting.png")
 
 
 @dataclass(frozen=True)
-class Curves:
+class RunCurves:
     """Loss curves of a run, over problems that are those of other runs where `of`, `steps` and the optimizee are.
 
     Attributes:
@@ -116,7 +116,7 @@ class Run:
     sum: dict[str, float | None] | None = None
     over: str = ""
     seconds: float | None = None
-    curves: Curves | None = None
+    curves: RunCurves | None = None
     validations: list[Validation] = field(default_factory=list)
     table: Table | None = None
 
@@ -293,7 +293,7 @@ def _fill(
         optimizer, problems = run.config["optimizer"], run.config["optimizee"]["validation_problems"]
         curve, ci95 = ([record[key] for record in steps] for key in ("loss", "ci95"))
         mine = {optimizer["name"]: _checked({"lr": optimizer["lr"], "curve": curve, "ci95": ci95, "diverged": 0})}
-        run.curves = Curves("validation problems", len(steps) - 1, problems, mine)
+        run.curves = RunCurves("validation problems", len(steps) - 1, problems, mine)
     if result is not None:
         run.status, run.detail, run.score = result["status"], result["error"] or "", result["score"]
         run.final, run.sum = result["final"], result["sum"]
@@ -332,7 +332,7 @@ def _add_comparison(run: Run, comparison: Mapping[str, Any]) -> None:
     if first["diverged"]:
         run.detail = f"{first['diverged']} of {problems} test problems diverged"
     run.table = table
-    run.curves = Curves("held-out test problems", steps, problems, mine, baselines)
+    run.curves = RunCurves("held-out test problems", steps, problems, mine, baselines)
 
 
 def _add_online(run: Run, online: Mapping[str, Any]) -> None:
@@ -350,7 +350,7 @@ def _add_online(run: Run, online: Mapping[str, Any]) -> None:
     title = f"{online['optimizee']}, {trajectories} trajectories of {online['steps']} steps"
     run.over = f"{trajectories} trajectories, training loss"
     run.table = Table(title, ("arm", "step", "training loss", "metrics", "diverged"), rows)
-    run.curves = Curves("trajectories, training loss", online["steps"], trajectories, mine) if mine else None
+    run.curves = RunCurves("trajectories, training loss", online["steps"], trajectories, mine) if mine else None
 
 
 def _add_reweighting(run: Run, reweighting: Mapping[str, Any]) -> None:

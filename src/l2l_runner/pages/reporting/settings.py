@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-WHERE = ("resume", "data.")
+LOCATION_PREFIXES = ("resume", "data.")
 """What keys begin with that say where something is, not what is computed."""
 
 
@@ -50,7 +50,7 @@ def differing(
     groups, chosen, follow = [], [], []
     for key in dict.fromkeys(key for one in settings for key in one):
         having = [(one, kind) for one, kind in zip(settings, kinds, strict=True) if key in one]
-        if key.startswith(WHERE) or len({one[key] for one, _ in having}) == 1:
+        if key.startswith(LOCATION_PREFIXES) or len({one[key] for one, _ in having}) == 1:
             continue
         values: dict[tuple[str | None, ...], set[str]] = {}
         for one, kind in having:

@@ -14,7 +14,7 @@ from l2l_runner.evaluation.curves import with_ci
 from l2l_runner.pages.reproduction.figures import Drawing, drawings
 from l2l_runner.pages.reproduction.numbers import NUMBERS, claims
 from l2l_runner.pages.reproduction.results import Results
-from l2l_runner.pages.reproduction.running import Outcome
+from l2l_runner.pages.reproduction.running import StageOutcome
 from l2l_runner.pages.write import comparison_rows, write_pages
 from l2l_runner.plots.plotting import LABELS
 from l2l_runner.runs.folder import RunFolder, jsonable
@@ -24,7 +24,7 @@ TITLE = "Learning to learn by gradient descent by gradient descent, reproduced"
 
 
 def write_report(
-    root: Path, config: ReproduceConfig, outcomes: Mapping[str, Outcome], machine: Mapping[str, str]
+    root: Path, config: ReproduceConfig, outcomes: Mapping[str, StageOutcome], machine: Mapping[str, str]
 ) -> dict[str, Any]:
     """Draw the figures and write index.html, index.md and report.json into `root`; the content of report.json.
 
@@ -168,7 +168,7 @@ def _claims(results: Results, config: ReproduceConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _stage(outcome: Outcome) -> dict[str, Any]:
+def _stage(outcome: StageOutcome) -> dict[str, Any]:
     return {
         "name": outcome.stage.name,
         "command": outcome.command,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2l_runner.optimizers import HAND_DESIGNED
-from l2l_runner.pages.reproduction.running import Outcome
+from l2l_runner.pages.reproduction.running import StageOutcome
 from l2l_runner.runs.folder import with_nan
 
 Value = Mapping[str, float]
@@ -17,7 +17,7 @@ Value = Mapping[str, float]
 class Results:
     """The comparisons of the stages that are finished."""
 
-    def __init__(self, outcomes: Mapping[str, Outcome]):
+    def __init__(self, outcomes: Mapping[str, StageOutcome]):
         self.outcomes = outcomes
         self._read: dict[str, Any] = {}
 

@@ -30,7 +30,7 @@ TAIL = 4096  # bytes
 
 
 @dataclass
-class Outcome:
+class StageOutcome:
     """How a stage ended.
 
     Attributes:
@@ -55,7 +55,7 @@ class Outcome:
         return f"python -m l2l_runner.{self.stage.command} {shlex.join(self.arguments)}"
 
 
-def run_stages(stages: Sequence[Stage], root: Path, machine: Sequence[str], jobs: int) -> dict[str, Outcome]:
+def run_stages(stages: Sequence[Stage], root: Path, machine: Sequence[str], jobs: int) -> dict[str, StageOutcome]:
     """Run stages, each after those that it needs, as many as `jobs` at once.
 
     Args:
@@ -72,7 +72,7 @@ def run_stages(stages: Sequence[Stage], root: Path, machine: Sequence[str], jobs
     """
     outcomes = {outcome.stage.name: outcome for outcome in _outcomes(stages, root)}
     waiting = [outcome for outcome in outcomes.values() if outcome.status != "finished"]
-    running: dict[Popen[bytes], tuple[Outcome, float]] = {}
+    running: dict[Popen[bytes], tuple[StageOutcome, float]] = {}
     bar = tqdm(total=len(outcomes), initial=len(outcomes) - len(waiting), unit="stage", disable=None)
     with _alone(root), stop_requests() as stop, _none_left(running), bar:
         while running or (waiting and not stop):
@@ -98,7 +98,7 @@ def run_stages(stages: Sequence[Stage], root: Path, machine: Sequence[str], jobs
     return outcomes
 
 
-def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[Outcome]:
+def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[StageOutcome]:
     folders: dict[str, str] = {}
     for stage in stages:
         arguments = stage.resolved(folders)
@@ -108,14 +108,14 @@ def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[Outcome]:
         # As a user in this folder would type it.
         here = folder.path.is_relative_to(Path.cwd())
         folders[stage.name] = str(folder.path.relative_to(Path.cwd()) if here else folder.path)
-        outcome = Outcome(stage, folder, arguments)
+        outcome = StageOutcome(stage, folder, arguments)
         outcome.seconds = (RunFolder(root).read_json(f"{name}.json") or {"seconds": 0.0})["seconds"]
         if (folder.read_json("result.json") or {"status": "none"})["status"] in ("completed", "diverged"):
             outcome.status = "finished"
         yield outcome
 
 
-def _start(outcome: Outcome, machine: Sequence[str]) -> Popen[bytes]:
+def _start(outcome: StageOutcome, machine: Sequence[str]) -> Popen[bytes]:
     folder = outcome.folder
     if folder.last.exists():
         arguments = [f"resume={quoted(str(folder.path))}", *machine]
@@ -129,7 +129,7 @@ def _start(outcome: Outcome, machine: Sequence[str]) -> Popen[bytes]:
         return Popen(command, stdout=output, stderr=STDOUT, start_new_session=True)
 
 
-def _reap(running: dict[Popen[bytes], tuple[Outcome, float]], bar: tqdm[Any], wait: bool = False) -> None:
+def _reap(running: dict[Popen[bytes], tuple[StageOutcome, float]], bar: tqdm[Any], wait: bool = False) -> None:
     """Note how those have ended that have."""
     for process, (outcome, since) in list(running.items()):
         code = process.wait() if wait else process.poll()
@@ -160,7 +160,7 @@ def _log_of(folder: RunFolder) -> Path:
     return folder.path.with_name(folder.path.name + ".log")
 
 
-def _where(outcome: Outcome) -> str:
+def _where(outcome: StageOutcome) -> str:
     """A running stage with the last figures that it has recorded."""
     if not outcome.folder.metrics.exists():
         return outcome.stage.name
