@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made on first use and brought up to date when its inputs change.
+# Every target runs in .venv, which is created on first use and updated when pyproject.toml or constraints.txt changes.
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
@@ -9,9 +9,9 @@ BUDGET ?= cpu
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-mnist reproduce-paper test lint format bench bench-peers docs wheel clean
+.PHONY: help setup train train-mnist reproduce-paper test test-fast lint format bench bench-peers docs wheel clean
 
-help: ## Say what there is
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-setup: $(READY) ## Make the virtual environment, with the tested versions of all packages
+setup: $(READY) ## Create .venv with the tested versions of all packages
 
 train: $(READY) ## Meta-train the LSTM on quadratics, compare it with tuned baselines, plot (ARGS="key=value …")
 	$(BIN)/python -m l2l_runner.train optimizee=quadratic device=cpu $(ARGS)
@@ -30,25 +30,25 @@ train-mnist: $(READY) ## The same on the MNIST MLP, first on images averaged to 
 		meta.schedule=constant meta.coordinates=null evaluate=false hydra.run.dir=$$run-14x14 $(ARGS) && \
 	$(BIN)/python -m l2l_runner.train experiment=paper_mnist init=$$run-14x14 hydra.run.dir=$$run $(ARGS)
 
-reproduce-paper: $(READY) ## All figures of the paper, expected beside obtained (FIGURE=4 BUDGET=quick|cpu|paper JOBS=2)
+reproduce-paper: $(READY) ## Reproduce the paper's figures (FIGURE=4 BUDGET=quick|cpu|paper JOBS=2)
 	$(BIN)/python -m l2l_runner.reproduce figure=$(FIGURE) budget=$(BUDGET) jobs=$(JOBS) device.threads=1 $(ARGS)
 
-test: $(READY) ## Lint, types, tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint ## Run lint, type checks and all tests (ARGS="-k PATTERN" for some of them)
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-lint: $(READY) ## Lint and types alone
+test-fast: lint ## Run lint, type checks and unit tests, without the whole runs
+	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
+
+lint: $(READY) ## Run lint and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY) ## Bring the code into its format
+format: $(READY) ## Format the code and fix what lint can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Measure a meta-training window against other ways to it (10 minutes on 2 cores; ARGS=--quick: 2)
+bench: $(READY) ## Compare the cost of a meta-training window with eager PyTorch (10 minutes on 2 cores; ARGS=--quick: 2)
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 $(PEERS)/.ready:
@@ -56,10 +56,10 @@ $(PEERS)/.ready:
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check 'jax[cpu]'
 	@touch $@
 
-bench-peers: $(READY) $(PEERS)/.ready ## The same with JAX, in a scratch environment of its own
+bench-peers: $(READY) $(PEERS)/.ready ## The same with JAX, in an environment of its own (.venv-peers)
 	$(BIN)/python -m benchmarks.bench --jax-python $(PEERS)/bin/python $(ARGS)
 
-docs: $(READY) ## Build the documentation's site into site/
+docs: $(READY) ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 wheel: $(READY) ## Build the wheel into dist/

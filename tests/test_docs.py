@@ -1,4 +1,4 @@
-"""The documentation: its code runs, its commands compose, its words are spelt, its site builds without a warning."""
+"""Test the documentation: code runs, commands compose, links work, spelling is right, the site builds cleanly."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import l2l_runner
 from l2l_runner import schema, streams
 from l2l_runner.cards import pretrained
 from l2l_runner.launch.hydra import conf_folder, with_open_groups
@@ -33,6 +35,7 @@ from running import ROOT, call, has_plugin, read_json
 pytestmark = pytest.mark.usefixtures("sketches", "registries")
 
 DOCS = ROOT / "docs"
+TEXTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
 HOW_TOS = [page for page in PAGES if page.startswith("docs/howto/")]
 PARSERS = {"train": schema.parse_train, "eval": schema.parse_eval, "reproduce": schema.parse_reproduce}
@@ -50,7 +53,7 @@ needs_codespell = pytest.mark.skipif(
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """What the pages' code registers is forgotten after the test."""
+    """Unregister after the test what the pages' code registered."""
     known: list[dict[str, Any]] = [OPTIMIZEES, HAND_DESIGNED, LEARNED, schema.METAS]
     before = [dict(registry) for registry in known]
     yield
@@ -60,14 +63,16 @@ def registries() -> Iterator[None]:
 
 
 def files_of(page: str) -> dict[str, str]:
-    """The files that a page shows whole, by their names."""
+    """Return the files that a page shows whole, by name."""
     found = re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     return dict(found)
 
 
 def commands_of(page: str) -> list[list[str]]:
-    """The commands that a page shows, word by word."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    """Return the commands that a page shows, in blocks and in lists of its text, word by word."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"^(?:- .*|  )`((?:python|torchrun) .*)`$", text, re.MULTILINE)
     lines = (shlex.split(line, comments=True) for block in blocks for line in _joined(block))
     return [words for words in lines if words]
 
@@ -158,13 +163,13 @@ def pretrained_config(name: str) -> dict[str, Any]:
 
 
 COMMANDS = sorted(
-    {tuple(command) for page in PAGES for command in commands_of(page)}
+    {tuple(command) for page in [*PAGES, *TEXTS] for command in commands_of(page)}
     - {tuple(command) for _, command in HOW_TO_COMMANDS}
 )
 
 
 def _first(word: str) -> str:
-    """One of the values that a sweep goes over."""
+    """Replace the values of a sweep by the first of them."""
     key, _, values = word.partition("=")
     return f"{key}={re.split(',', re.sub(r'tag.log,|interval.', '', values))[0]}"
 
@@ -186,6 +191,8 @@ def test_every_command_shown_is_one(command: tuple[str, ...]) -> None:
                 pytest.skip(f"Hydra's plugin for {choice} is not installed")
         sweep = [word for word in overrides if "," in word and "[" not in word]
         once = [_first(word) if word in sweep else word for word in overrides]
+        if name == "eval" and not any(word.startswith("optimizee=") for word in once):
+            once = [word for word in once if not word.startswith("optimizee.")]  # keys of the checkpoint's optimizee
         assert bool(sweep) == ("-m" in words[2:])
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             composed = OmegaConf.to_container(compose(name, once), resolve=True)
@@ -203,11 +210,35 @@ def test_every_command_shown_is_one(command: tuple[str, ...]) -> None:
         assert find_spec(words[1]) is not None
 
 
-@pytest.mark.parametrize("page", [*PAGES, "README.md", "CHANGELOG.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, *TEXTS])
 def test_links_between_files_of_the_repository_lead_somewhere(page: str) -> None:
     text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(([^)\s#]+)", text):
         assert "://" in link or ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert text.count("![") == 1
+
+
+def test_the_workflow_the_hooks_and_the_citation_are_what_they_claim_to_be() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]
+    made = [step["run"].split()[1] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert set(made) <= targets
+    assert set(made) == {"test", "wheel"}
+    oldest, *_ = jobs["test"]["strategy"]["matrix"]["python"]
+    assert f'requires-python = ">={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = [hook for repo in repos for hook in repo["hooks"]]
+    assert {"ruff-check", "ruff-format", "codespell", "end-of-file-fixer"} <= {hook["id"] for hook in hooks}
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == l2l_runner.__version__
+    for page in [*PAGES, *TEXTS]:
+        assert set(re.findall(r"`make ([a-z-]+)", (ROOT / page).read_text())) <= targets, page
 
 
 @needs_site
@@ -244,7 +275,7 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
         assert re.findall(r'<link[^>]* href="(?:https?:)?//(?![^>]*canonical)', text) == [], page
     shown = {name: (tmp_path / f"{name}.html").read_text() for name in ("performance", "configuration", "transforms")}
     assert "optimizee=quadratic" in shown["configuration"]
-    assert "replay, C++ kernel" in shown["performance"]  # the README's table
+    assert "replay, C++ kernel" in shown["performance"]
     assert 'href="files/examples/learned_rates.py.html"' in shown["transforms"]
     api = (tmp_path / "api" / "learned_optimizer.html").read_text()
     assert "what a trained coordinatewise optimizer answers" in api
@@ -252,7 +283,7 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
 
 @needs_codespell
 def test_words_are_spelt() -> None:
-    paths = ["README.md", "CHANGELOG.md", "docs", "conf", "src", "examples", "benchmarks"]
+    paths = [*TEXTS, "CITATION.cff", ".github", "Makefile", "docs", "conf", "src", "examples", "benchmarks"]
     command = [sys.executable, "-m", "codespell_lib", *paths]
     ended = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr

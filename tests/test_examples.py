@@ -27,12 +27,12 @@ def test_the_inner_update_prints_what_the_documentation_shows(tmp_path: Path) ->
             assert line in shown
 
 
-def test_the_pretrained_optimizer_prints_what_the_readme_shows(tmp_path: Path) -> None:
+def test_the_pretrained_optimizer_prints_what_the_documentation_shows(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / "drop_in.py")]
     ended = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
     assert ended.returncode == 0, ended.stderr
     mine = re.findall(r"^(.{10}) loss (\d\.\d{3})", ended.stdout, re.MULTILINE)
-    shown = re.findall(r"^(.{10}) loss (\d\.\d{3})", (ROOT / "README.md").read_text(), re.MULTILINE)
+    shown = re.findall(r"^(.{10}) loss (\d\.\d{3})", (ROOT / "docs" / "pretrained.md").read_text(), re.MULTILINE)
     assert [name for name, _ in mine] == [name for name, _ in shown]
     for (_, loss), (_, documented) in zip(mine, shown, strict=True):
         assert abs(float(loss) - float(documented)) < 0.1 * float(documented)
