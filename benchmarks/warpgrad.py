@@ -63,7 +63,7 @@ def seconds(estimator: WarpGrad, distort: Callable[[Tensor, Tensor], Tensor]) ->
     optimizer.initialise_from(problem)
     with mock.patch.object(omniglot, "distorted", distort):
         begun = time.perf_counter()
-        for estimate in estimator.estimates(optimizer, optimizer.adapt(problem)):
+        for estimate in estimator.estimates(optimizer, problem):
             with torch.no_grad():
                 for parameter, grad in zip(optimizer.parameters(), estimate.grads, strict=True):
                     if grad is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import l2l_runner
 from l2l_runner.errors import CheckpointError, ConfigError
-from l2l_runner.optimizers.base import LearnedOptimizer as Rule
+from l2l_runner.optimizers.base import LearnedRule as Rule
 from l2l_runner.runs import checkpoint
 from l2l_runner.unroll import start, unroll
 from problems import lstm, problems

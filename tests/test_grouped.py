@@ -236,14 +236,10 @@ def test_one_group_is_the_optimizer_itself(settings: dict[str, int], kernel: str
         assert torch.equal(mine.losses, theirs.losses)
 
 
-@pytest.mark.parametrize("recording", [True, False], ids=["recorded", "replayed"])
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-def test_replay_is_graph(mix: tuple[dict[str, Any], ...], recording: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_is_graph(mix: tuple[dict[str, Any], ...]) -> None:
     problem = four()
     optimizer = grouped(problem.layout, *mix)
-    if not recording:
-        for part in optimizer.parts():
-            monkeypatch.setattr(type(part.rule.kernel), "recordable", 0)
     replayed = list(TBPTT(length=3, steps=7, engine="replay").estimates(optimizer, problem))
     differentiated = list(TBPTT(length=3, steps=7, engine="graph").estimates(optimizer, problem))
     for one, other in zip(replayed, differentiated, strict=True):
@@ -327,7 +323,7 @@ def test_other_optimizees_fit_where_their_names_do() -> None:
     assert [part.rule for part in only.parts()] == [first.rule]
     assert len(only.init(params[:, :6])) == 4
     with pytest.raises(ConfigError, match=r"the parameter fc\.weight fits none of them"):
-        optimizer.check(Layout({"fc.weight": (2,)}))
+        optimizer.fitted(Layout({"fc.weight": (2,)}))
     with pytest.raises(ConfigError, match="not coordinatewise"):
         grouped(optimizee("module").layout(), LSTM, WHOLE).fitted(wide)
 

@@ -280,8 +280,8 @@ def test_shapes(preprocessing, coordinatewise, width):
 
 def test_whole_problem_lstm_refuses_problems_of_another_size():
     optimizer = lstm(4, coordinatewise=False)
-    optimizer.check(plain(4))
-    for refuse in (lambda: optimizer.check(plain(5)), lambda: optimizer.init(torch.zeros(2, 5))):
+    optimizer.fitted(plain(4))
+    for refuse in (lambda: optimizer.fitted(plain(5)), lambda: optimizer.init(torch.zeros(2, 5))):
         with pytest.raises(ConfigError, match="built for problems of 4 coordinates, but the optimizee has 5"):
             refuse()
 
@@ -289,7 +289,7 @@ def test_whole_problem_lstm_refuses_problems_of_another_size():
 @pytest.mark.parametrize("coordinates", [1, 4, 100])
 def test_coordinatewise_lstm_takes_problems_of_every_size(coordinates):
     optimizer = lstm(4)
-    optimizer.check(plain(coordinates))
+    optimizer.fitted(plain(coordinates))
     assert updates(optimizer, some_grads(2, 3, coordinates)).shape == (2, 3, coordinates)
 
 

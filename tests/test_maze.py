@@ -334,8 +334,8 @@ def test_direct_gradients_are_those_of_truncated_back_propagation(length, steps,
     problem = problems("maze", 2)
     optimizer = warp_rnn(problem.layout, scale)
     settings = {"length": length, "steps": steps}
-    ours = list(Direct(**settings).estimates(optimizer, optimizer.adapt(problem)))
-    theirs = list(TBPTT(**settings, engine="graph").estimates(optimizer, optimizer.adapt(problem)))
+    ours = list(Direct(**settings).estimates(optimizer, problem))
+    theirs = list(TBPTT(**settings, engine="graph").estimates(optimizer, problem))
     assert len(ours) == len(theirs) == math.ceil(steps / length)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.losses, other.losses)
@@ -368,9 +368,9 @@ def test_its_updates_are_adams(clip):
 def test_it_fits_only_cells_of_its_size():
     layout = problems("maze", 1).layout
     optimizer = warp_rnn(layout)
-    optimizer.check(layout)
+    optimizer.fitted(layout)
     with pytest.raises(ConfigError, match="cell 17 → 4"):
-        optimizer.check(optimizee("maze", units=5).layout())
+        optimizer.fitted(optimizee("maze", units=5).layout())
     with pytest.raises(ConfigError, match="kernel=cpp"):
         optimizer.use_kernel("cpp")
     with pytest.raises(ConfigError, match="optimizee=maze"):

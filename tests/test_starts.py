@@ -72,7 +72,7 @@ def tasks(*given_: int) -> Regression:
 
 
 def one(estimator, optimizer, problem):
-    (estimate,) = estimator.estimates(optimizer, optimizer.adapt(problem))
+    (estimate,) = estimator.estimates(optimizer, problem)
     return estimate
 
 
@@ -247,13 +247,13 @@ def test_every_stored_point_is_replayed_once_an_epoch(batch, epochs, shuffle):
         assert sorted(order.tolist()) == list(range(4 * TASKS))
     assert shuffle == (epochs > 1 and not torch.equal(orders[0], orders[-1])) or epochs == 1
     optimizer = adaptation(warp=WARP, start="random")
-    count = len(list(estimator.estimates(optimizer, optimizer.adapt(tasks()))))
+    count = len(list(estimator.estimates(optimizer, tasks())))
     assert count == epochs * -(-4 * TASKS // batch)
 
 
 def test_warpgrad_in_one_batch_is_the_mean_of_its_points():
     optimizer = adaptation(warp=WARP, start="random")
-    (whole,) = warpgrad(batch=100).estimates(optimizer, optimizer.adapt(tasks()))
+    (whole,) = warpgrad(batch=100).estimates(optimizer, tasks())
     points = [trajectory(optimizer, task, 4)[1] for task in range(TASKS)]
     found = [direct(optimizer, task, points[task][step], 0, 4, False) for task in range(TASKS) for step in range(4)]
     torch.testing.assert_close(whole.meta_loss, torch.stack([loss for loss, _ in found]).mean(), rtol=1e-12, atol=0)
@@ -261,7 +261,7 @@ def test_warpgrad_in_one_batch_is_the_mean_of_its_points():
 
 def test_warp_leap_learns_the_start_as_leap_does():
     optimizer = adaptation(warp=WARP)
-    *replayed, last = warpgrad(leap=True).estimates(optimizer, optimizer.adapt(tasks()))
+    *replayed, last = warpgrad(leap=True).estimates(optimizer, tasks())
     leap = one(Leap(steps=4), optimizer, tasks())
     for (name, _), warped, alone, *others in zip(
         optimizer.named_parameters(), last.grads, leap.grads, *(estimate.grads for estimate in replayed), strict=True
@@ -290,7 +290,7 @@ def test_long_trajectories_are_thinned_to_the_memory():
         said = warpgrad(steps=10, every=2).stores(LAYOUT, TASKS, dtype)
         assert said == f"5 points of each of 3 trajectories, {size_said}"
     optimizer = adaptation(warp=WARP, start="random")
-    estimates = list(warpgrad(memory=4 * size).estimates(optimizer, optimizer.adapt(problem)))
+    estimates = list(warpgrad(memory=4 * size).estimates(optimizer, problem))
     assert len(estimates) == 2 * TASKS
 
 
@@ -298,7 +298,7 @@ def test_warp_layers_stay_as_they_are_while_tasks_are_learned():
     optimizer = adaptation(warp=WARP)
     before = copy.deepcopy(optimizer.state_dict())
     for estimator in (MAML(steps=3), warpgrad(leap=True)):
-        for estimate in estimator.estimates(optimizer, optimizer.adapt(tasks())):
+        for estimate in estimator.estimates(optimizer, tasks()):
             assert not any(grad is not None and grad.requires_grad for grad in estimate.grads)
     assert all(torch.equal(value, before[name]) for name, value in optimizer.state_dict().items())
 
@@ -335,7 +335,7 @@ def test_joint_training_learns_the_body_with_all_tasks_and_a_head_with_each():
     assert optimizer.heads["/head/b"].shape == (TASKS, WIDTH)
     mine = copy.deepcopy(optimizer)
     problem = tasks(0, 2)
-    for step, estimate in enumerate(Joint(steps=3).estimates(optimizer, optimizer.adapt(problem))):
+    for step, estimate in enumerate(Joint(steps=3).estimates(optimizer, problem)):
         loss = torch.zeros((), dtype=torch.float64)
         for task in (0, 2):
             params = {"w": mine.start["/w"].unsqueeze(0), "head.b": mine.heads["/head/b"][task].unsqueeze(0)}
@@ -373,8 +373,8 @@ def test_tasks_together_are_tasks_one_by_one(name):
     if name == "offline":
         estimator = replace(estimator, batch=100)
     optimizer = adaptation(warp=WARP if "line" in name else None)
-    together = list(estimator.estimates(optimizer, optimizer.adapt(tasks())))
-    alone = [list(estimator.estimates(optimizer, optimizer.adapt(tasks(task)))) for task in range(TASKS)]
+    together = list(estimator.estimates(optimizer, tasks()))
+    alone = [list(estimator.estimates(optimizer, tasks(task))) for task in range(TASKS)]
     for estimate, *singles in zip(together, *alone, strict=True):
         for grad, *others in zip(estimate.grads, *(single.grads for single in singles), strict=True):
             assert all((other is None) == (grad is None) for other in others)
@@ -393,7 +393,7 @@ def test_nothing_of_a_meta_step_is_left_behind(name):
 
     counts = []
     for step in range(50):
-        for estimate in ESTIMATORS[name].estimates(optimizer, optimizer.adapt(tasks())):
+        for estimate in ESTIMATORS[name].estimates(optimizer, tasks()):
             for parameter, grad in zip(optimizer.parameters(), estimate.grads, strict=True):
                 parameter.grad = grad
         if step in (1, 49):
@@ -415,12 +415,12 @@ def test_an_optimizer_without_anything_to_learn_is_refused():
 
 def test_another_network_is_refused():
     optimizer = adaptation(warp=WARP)
-    optimizer.check(replace(LAYOUT, tasks=None))
+    optimizer.fitted(replace(LAYOUT, tasks=None))
     with pytest.raises(ConfigError, match="network that it was trained on"):
-        optimizer.check(Layout({"w": (WIDTH, 2)}))
+        optimizer.fitted(Layout({"w": (WIDTH, 2)}))
     with pytest.raises(ConfigError, match="network that it was trained on"):
-        optimizer.check(replace(LAYOUT, sites={}))
-    adaptation().check(replace(LAYOUT, sites={}))
+        optimizer.fitted(replace(LAYOUT, sites={}))
+    adaptation().fitted(replace(LAYOUT, sites={}))
 
 
 @pytest.mark.parametrize(
@@ -507,6 +507,6 @@ def test_methods_and_the_baselines_beside_them_can_be_told_apart():
 
 def test_a_transform_fits_whatever_number_of_tasks_there_is():
     transform = MetaSGDConfig(lr=0.1, patterns=None).build(LAYOUT, torch.Generator())
-    transform.check(replace(LAYOUT, tasks=None, sites={}))
+    transform.fitted(replace(LAYOUT, tasks=None, sites={}))
     with pytest.raises(ConfigError, match="trained on"):
-        transform.check(Layout({"w": (WIDTH, 2)}))
+        transform.fitted(Layout({"w": (WIDTH, 2)}))

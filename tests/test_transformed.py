@@ -182,10 +182,10 @@ def test_the_start_follows_from_the_seed_alone() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     layout, other = Layout({"a.b": (2, 3)}), Layout({"a.b": (6,)})
     optimizer = transformed("metacurvature", layout)
-    optimizer.check(layout)
+    optimizer.fitted(layout)
     with pytest.raises(ConfigError, match=r"for each of the tensors a\.b \[2, 3\], but the optimizee has a\.b \[6\]"):
-        optimizer.check(other)
-    with pytest.raises(ConfigError, match=r"kernel=cpp computes the LSTM.*use kernel=auto"):
+        optimizer.fitted(other)
+    with pytest.raises(ConfigError, match=r"kernel=cpp computes LSTM optimizers only.*use kernel=auto"):
         optimizer.use_kernel("cpp")
     optimizer.use_kernel("auto")
     with pytest.raises(ConfigError, match=r"4,097 inputs and outputs for theta; expected at most 4,096"):

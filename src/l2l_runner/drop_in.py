@@ -15,8 +15,6 @@ from torch.optim.optimizer import ParamsT
 from l2l_runner.cards import pretrained
 from l2l_runner.errors import ConfigError
 from l2l_runner.optimizers.base import LearnedRule as Rule
-from l2l_runner.optimizers.base import Optimizer
-from l2l_runner.optimizers.grouped import Grouped
 from l2l_runner.runs import checkpoint
 
 
@@ -81,17 +79,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         lr = param_group.get("lr", self.defaults["lr"])
         if not lr >= 0:
             raise ValueError(f"lr is {lr}; expected a factor of the updates that is ≥ 0.")
-        if isinstance(self.rule, Grouped):
-            params = param_group["params"]
-            param_group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
-            for param in params:
-                if not isinstance(param, tuple):
-                    raise ConfigError(
-                        "This optimizer has groups of parameters, by their names: give LearnedOptimizer "
-                        "model.named_parameters() instead of model.parameters()."
-                    )
-                self.rule.rule_of(param[0])
         super().add_param_group(param_group)
+        try:
+            for _, name in _named(self.param_groups[-1]):
+                self.rule.rule_of(name)
+        except ConfigError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -127,7 +121,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         # Half precision cannot hold the state, nor gradients that vanish.
         dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
-        rule = _single(self._rule_for(param.device, dtype), name)
+        rule = self._rule_for(param.device, dtype).rule_of(name)
         row = grad.to(dtype).reshape(1, -1)
         state = self.state[param]
         values = tuple(value.to(row) for value in _in_order(state)) if state else rule.init(row)
@@ -154,7 +148,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         names = [name for group in state_dict["param_groups"] for name in group["params"]]
         states = {name: state_dict["state"][name] for name in names if name in state_dict["state"]}
         for (param, own_name), name in zip(named, names, strict=False):
-            blank = _single(self.rule, own_name).init(torch.empty(1, param.numel(), device="meta"))
+            blank = self.rule.rule_of(own_name).init(torch.empty(1, param.numel(), device="meta"))
             expected = [list(value.shape) for value in blank]
             found = [list(value.shape) for value in _in_order(states[name])] if name in states else expected
             if found != expected:
@@ -181,11 +175,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
 def _named(group: dict[str, Any]) -> Iterator[tuple[Tensor, str]]:
     """The parameters of a group with their names, which are empty where none were given."""
     return zip(group["params"], group.get("param_names", repeat("")), strict=False)
-
-
-def _single(rule: Rule, name: str) -> Optimizer:
-    """The rule for a parameter of that name."""
-    return rule.rule_of(name) if isinstance(rule, Grouped) else rule
 
 
 def _in_order(state: Mapping[str, Tensor]) -> list[Tensor]:

@@ -82,7 +82,7 @@ def with_trained_optimizee(arguments: list[str]) -> list[str]:
     given = overrides_of(arguments)
     if "optimizee" in given or "checkpoint" not in given or not any(key.startswith("optimizee.") for key in given):
         return arguments
-    from l2l_runner import checkpoint  # heavy, and --help has no use for it
+    from l2l_runner.runs import checkpoint  # heavy, and --help has no use for it
 
     trained = checkpoint.load(_source("checkpoint", unquoted(given["checkpoint"])))["config"]["optimizee"]
     return with_first([f"+optimizee={_override(trained)}"], arguments)

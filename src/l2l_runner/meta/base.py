@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
+from l2l_runner import distributed
 from l2l_runner.layout import Layout
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedRule
@@ -61,12 +62,11 @@ class Estimate:
 
 
 class MetaGradient(ABC):
-    """Yields the estimates of one meta-step; the caller may update the optimizer after each of them.
+    """An estimator: it yields the estimates of one meta-step; its caller may update the optimizer after each of them.
 
     Attributes:
         shareable: whether the estimates of a batch of problems are the means of those of its parts, so that several
-            processes can each take a part. What is drawn for the whole batch must then be drawn alike in all of them
-            (`distributed.broadcast`).
+            processes can each take a part. Whatever is drawn for the whole batch must then follow from `seed`.
     """
 
     shareable: ClassVar[bool] = False
@@ -74,12 +74,28 @@ class MetaGradient(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """How it estimates, in the words of a log."""
+        """How it estimates, as the log says it."""
 
     def stores(self, layout: Layout, problems: int, dtype: torch.dtype) -> str:
-        """What of the trajectories of so many problems it keeps in memory, in the words of a log; empty if nothing."""
+        """Say what it keeps in memory of the trajectories of so many problems, for the log; empty for nothing."""
         return ""
 
-    @abstractmethod
+    @final
     def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
-        """The estimates that one batch of problems gives, in their order."""
+        """Return the estimates from one batch of problems, in their order."""
+        seed = distributed.broadcast(problem.seeds[:1])
+        return self._estimates(optimizer, self._adapted(optimizer, problem), seed)
+
+    def _adapted(self, optimizer: LearnedRule, problem: Problem) -> Problem:
+        """Return the problems as the optimizer wants them."""
+        return optimizer.adapt(problem)
+
+    @abstractmethod
+    def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
+        """Return the estimates from one batch of problems, in their order.
+
+        Args:
+            optimizer: what is meta-learned.
+            problem: already adapted to the optimizer.
+            seed: int64 [1], of the meta-step: the seed of the batch's first problem, the same in all processes.
+        """

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.optimizees.base import Problem
@@ -33,7 +34,7 @@ class Direct(MetaGradient):
     def description(self) -> str:
         return f"direct gradients, gathered over {self.length} steps"
 
-    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
+    def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
         return (estimate for estimate, _ in self.windows(optimizer, problem, start(problem, optimizer)))
 
     def windows(self, optimizer: LearnedRule, problem: Problem, point: Point) -> Iterator[tuple[Estimate, Point]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_runner import distributed, streams
+from l2l_runner import streams
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.meta.tbptt import TBPTT
 from l2l_runner.optimizees.base import Problem
@@ -43,13 +43,12 @@ class Imitation(MetaGradient):
     def description(self) -> str:
         return f"{self.tbptt.description}, imitation {self.fraction:g}"
 
-    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
-        seed = distributed.broadcast(problem.seeds[:1]).cpu()
-        if streams.uniform(seed, 1, "imitation").item() < self.fraction:
-            return self._imitations(optimizer, problem)
-        return self.tbptt.estimates(optimizer, problem)
+    def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
+        if streams.uniform(seed.cpu(), 1, "imitation").item() < self.fraction:
+            return self._imitations(optimizer, problem, seed)
+        return self.tbptt._estimates(optimizer, problem, seed)
 
-    def _imitations(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
+    def _imitations(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
         point = start(problem, self.expert)
         state = optimizer.init(point.params)
         while point.step < self.tbptt.steps:
@@ -65,7 +64,7 @@ class Imitation(MetaGradient):
                 point = reached
             distance = (differences.square().sum((0, 2)) / scale).mean()
             cotangents = differences.mul_((2 / (scale * len(scale))).unsqueeze(-1))
-            meta_grads = self.tbptt.replay(optimizer, problem, point.step, begun, grads, cotangents, _as_they_are)
+            meta_grads = self.tbptt.replay(optimizer, seed, point.step, begun, grads, cotangents, _as_they_are)
             yield Estimate(distance, meta_grads, losses, imitates=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from l2l_runner.meta.base import Estimate, MetaGradient
 from l2l_runner.meta.starts import through_start
@@ -29,7 +30,11 @@ class Joint(MetaGradient):
     def description(self) -> str:
         return f"joint training, {self.steps} minibatches of each task"
 
-    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
+    def _adapted(self, optimizer: LearnedRule, problem: Problem) -> Problem:
+        """Leave the problems as they are: each step needs them as its own optimizer wants them, after an update."""
+        return problem
+
+    def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
         for step in range(self.steps):
             current = optimizer.adapt(problem)
             params = current.layout.flatten(current.init()).detach().requires_grad_()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_runner import distributed, streams
+from l2l_runner import streams
 from l2l_runner.meta.base import Estimate, MetaGradient, loss_weights, weighted_mean
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedRule
@@ -48,13 +48,12 @@ class PES(MetaGradient):
     def description(self) -> str:
         return f"windows of {self.length}, {self.pairs} antithetic pairs with sigma {self.sigma:g}"
 
-    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
+    def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
         point = start(problem, optimizer)
         all_weights = loss_weights(self.weights, self.steps).to(point.params)
         parameters = list(optimizer.parameters())
         sizes = [parameter.numel() for parameter in parameters]
         pairs = [(point, point) for _ in range(self.pairs)]
-        seed = distributed.broadcast(problem.seeds[:1])
         totals = torch.zeros(self.pairs, sum(sizes)).to(parameters[0])  # ξ
         for step in range(0, self.steps, self.length):
             weights = all_weights[step : step + self.length]

@@ -44,7 +44,7 @@ class MAML(MetaGradient):
     def description(self) -> str:
         return f"second derivatives through {self.steps} steps"
 
-    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
+    def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
         point = start(problem, optimizer, Graph.SECOND_ORDER)
         for _, reached in unroll(problem, optimizer, point, self.steps, Graph.SECOND_ORDER):
             point = reached
@@ -71,7 +71,7 @@ class FirstOrder(MetaGradient):
     def description(self) -> str:
         return f"{self.steps} steps, no second derivatives"
 
-    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
+    def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
         point = start(problem, optimizer)
         pull = self.pull(point)
         for _, reached in unroll(problem, optimizer, point, self.steps):

@@ -56,41 +56,49 @@ class TBPTT(MetaGradient):
     def description(self) -> str:
         return f"windows of {self.length}, engine {self.engine}"
 
-    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
-        return (estimate for estimate, _ in self.windows(optimizer, problem, start(problem, optimizer)))
+    def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
+        return (estimate for estimate, _ in self.windows(optimizer, problem, start(problem, optimizer), seed))
 
-    def windows(self, optimizer: LearnedRule, problem: Problem, point: Point) -> Iterator[tuple[Estimate, Point]]:
-        """The estimates of the windows from a point on, and where each of them ends."""
+    def windows(
+        self, optimizer: LearnedRule, problem: Problem, point: Point, seed: Tensor | None = None
+    ) -> Iterator[tuple[Estimate, Point]]:
+        """Yield the estimate of each window from `point` on, and the point where the window ends.
+
+        Args:
+            optimizer: what is meta-learned.
+            problem: already adapted to the optimizer.
+            point: where the first window begins.
+            seed: as in `_estimates`; by default that of the first problem.
+        """
+        seed = problem.seeds[:1] if seed is None else seed
         all_weights = loss_weights(self.weights, self.steps).to(point.params)
-        window = self._replay if self.engine == "replay" else self._differentiate
+        window = partial(self._replay, seed=seed) if self.engine == "replay" else self._differentiate
         while point.step < self.steps:
             weights = all_weights[point.step : point.step + self.length]
             estimate, point = window(optimizer, problem, point, weights)
             yield estimate, point
 
     def _replay(
-        self, optimizer: LearnedRule, problem: Problem, point: Point, weights: Tensor
+        self, optimizer: LearnedRule, problem: Problem, point: Point, weights: Tensor, seed: Tensor
     ) -> tuple[Estimate, Point]:
         begun = point.state
         grads = point.grads.new_empty(len(weights) + 1, *point.grads.shape)
         losses = point.loss.new_empty(len(weights), len(point.loss))
         grads[0] = point.grads
-        parts = optimizer.parts()
-        recordable = all(self._recordable(p.rule, p.columns.take(point.params), len(weights)) for p in parts)
-        recording = Recording(optimizer) if recordable else None
+        recording = self._recording(optimizer, point.params, len(weights))
         for step, (_, reached) in enumerate(unroll(problem, recording or optimizer, point, len(weights))):
             point, grads[step + 1], losses[step] = reached, reached.grads, reached.loss
         to_come = partial(_to_come, weights=weights / len(point.loss))
         if recording is not None:
-            meta_grads = optimizer.backward(recording.record, to_come(grads[1:]))
+            meta_grads = recording.backward(to_come(grads[1:]))
         else:
-            meta_grads = self.replay(optimizer, problem, point.step, begun, grads[:-1], grads[1:], to_come)
+            meta_grads = self.replay(optimizer, seed, point.step, begun, grads[:-1], grads[1:], to_come)
         return Estimate(weighted_mean(losses, weights), meta_grads, losses), point
 
     def replay(
         self,
         optimizer: LearnedRule,
-        problem: Problem,
+        seed: Tensor,
         step: int,
         state: State,
         grads: Tensor,
@@ -101,8 +109,8 @@ class TBPTT(MetaGradient):
 
         Args:
             optimizer: what is replayed.
-            problem: its seeds fix the sample.
-            step: likewise.
+            seed: of the meta-step; with `step` it fixes the sample.
+            step: of the trajectory, after the window.
             state: before the first step.
             grads: what the optimizer saw, [steps, problems, coordinates].
             effects: what the cotangents are made from, [steps, problems, coordinates].
@@ -114,17 +122,16 @@ class TBPTT(MetaGradient):
             if not rule.coordinatewise:
                 meta_grads += rule.replay(seen, state[own], cotangents(caused))
             elif self._sampled(seen[0]):
-                meta_grads += self._replay_sample(rule, problem, step, state[own], seen, cotangents(caused))
+                meta_grads += self._replay_sample(rule, seed, step, state[own], seen, cotangents(caused))
             else:
                 meta_grads += self._replay_all(rule, state[own], seen, caused, cotangents)
         return meta_grads
 
-    def _recordable(self, rule: LearnedRule, params: Tensor, steps: int) -> bool:
-        """Whether all that a rule computes in a window can be kept, so that nothing need be computed again."""
-        columns = params.numel() if rule.coordinatewise else len(params)
-        # Not `_sampled`, which asks all processes: those that record would leave the others without an answer later.
-        bounded = rule.coordinatewise and (self.coordinates is not None or columns > (self.chunk or columns))
-        return not bounded and columns * steps <= rule.recordable
+    def _recording(self, optimizer: LearnedRule, params: Tensor, steps: int) -> Recording | None:
+        """Return the optimizer as it records a window, if it can and no setting bounds memory; otherwise None."""
+        # Not `_sampled`, which asks all processes: one that records would not answer the others in its replay.
+        bounded = self.coordinates is not None or params.numel() > (self.chunk or params.numel())
+        return None if optimizer.coordinatewise and bounded else optimizer.recording(params, steps)
 
     def _sampled(self, params: Tensor) -> bool:
         return self.coordinates is not None and self.coordinates < distributed.sum_over_ranks(params.numel())
@@ -139,7 +146,7 @@ class TBPTT(MetaGradient):
     ) -> tuple[Tensor, ...]:
         """Chunk by chunk of coordinates; the sum over chunks is taken in double precision."""
         grads, effects = (rows.flatten(1).unsqueeze(1) for rows in (grads, effects))
-        size = self.chunk or rule.kernel.chunk or grads.shape[-1]
+        size = self.chunk or rule.chunk or grads.shape[-1]
         parts = []
         for begin in range(0, grads.shape[-1], size):
             chunk = slice(begin, begin + size)
@@ -149,7 +156,7 @@ class TBPTT(MetaGradient):
         return tuple(torch.stack(same).sum(0, dtype=torch.float64).to(same[0]) for same in zip(*parts, strict=True))
 
     def _replay_sample(
-        self, rule: LearnedRule, problem: Problem, step: int, state: State, grads: Tensor, cotangents: Tensor
+        self, rule: LearnedRule, seed: Tensor, step: int, state: State, grads: Tensor, cotangents: Tensor
     ) -> tuple[Tensor, ...]:
         """A sample of coordinates.
 
@@ -158,14 +165,15 @@ class TBPTT(MetaGradient):
         draw one sample from the coordinates of all, and each replays those of its own.
         """
         assert self.coordinates is not None
+        problems = cotangents.shape[1]
         grads, cotangents = grads.flatten(1), cotangents.flatten(1)
         # The meta-loss is a mean over this process's problems: times their number, sizes of all processes compare.
-        size = cotangents.abs().amax(0).double() * len(problem.seeds)
+        size = cotangents.abs().amax(0).double() * problems
         sums = distributed.all_gather(torch.stack([size.sum(), torch.full_like(size[0], len(size))])).sum(0)
         share = size + 0.1 * sums[0] / sums[1] + torch.finfo(torch.float32).tiny
         cumulative = share.cumsum(0)
         ends = distributed.all_gather(cumulative[-1]).cumsum(0)  # of the processes' parts, one after the other
-        offset = streams.uniform(distributed.broadcast(problem.seeds[:1]), 1, "coordinates", step).squeeze()
+        offset = streams.uniform(seed, 1, "coordinates", step).squeeze()
         ticks = (torch.arange(self.coordinates, device=size.device) + offset) * (ends[-1] / self.coordinates)
         if len(ends) > 1:
             place = distributed.rank()

@@ -54,7 +54,7 @@ class WarpGrad(MetaGradient):
         form = "approximate WarpGrad" if self.approximate else "WarpGrad"
         return f"{form}, {self.algorithm}{how}" + (", with Leap" if self.leap else "")
 
-    def estimates(self, optimizer: LearnedRule, problem: Problem) -> Iterator[Estimate]:
+    def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:
         return self._online(optimizer, problem) if self.algorithm == "online" else self._offline(optimizer, problem)
 
     def stored(self, layout: Layout, problems: int, dtype: torch.dtype) -> range:

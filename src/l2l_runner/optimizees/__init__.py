@@ -10,9 +10,9 @@ from l2l_runner.optimizees.maze import Maze
 from l2l_runner.optimizees.module import Module
 from l2l_runner.optimizees.omniglot import Omniglot
 from l2l_runner.optimizees.quadratic import Quadratic
+from l2l_runner.optimizees.reweighted import Reweighted
 from l2l_runner.optimizees.rosenbrock import Rosenbrock
-from l2l_runner.optimizees.scaled import Scaled
-from l2l_runner.optimizees.started import Started
+from l2l_runner.optimizees.wrapped import Scaled, Started, Wrapped
 
 OPTIMIZEES: dict[str, type[Optimizee]] = {
     "quadratic": Quadratic,
@@ -38,7 +38,9 @@ __all__ = [
     "Optimizee",
     "Problem",
     "Quadratic",
+    "Reweighted",
     "Rosenbrock",
     "Scaled",
     "Started",
+    "Wrapped",
 ]

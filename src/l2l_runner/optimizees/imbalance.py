@@ -7,7 +7,8 @@ random start and a random sequence of minibatches. Accuracy is read on as many t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class Imbalance(Optimizee):
         side: pixels to which the images are resized.
     """
 
+    has_clean_examples: ClassVar[bool] = True
+
     name: str = choice("imbalance")
     data: str = choice("mnist", "digits")
     classes: tuple[int, ...] = between(0, 10)
@@ -68,6 +71,11 @@ class Imbalance(Optimizee):
                 f"optimizee.images={self.images} with a proportion of {self.proportion:g} leaves no image of the rare "
                 "class: use more images, or a lower proportion."
             )
+
+    def at_proportion(self, proportion: float) -> Imbalance:
+        changed = replace(self, proportion=proportion)
+        changed.check()
+        return changed
 
     @property
     def counts(self) -> tuple[int, int]:

@@ -15,8 +15,8 @@ from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, choice
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizees.started import Started
-from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, check_patterns, drawn_from, fits, key_of
+from l2l_runner.optimizees.wrapped import Started
+from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, State, check_patterns, drawn_from, fits, key_of
 from l2l_runner.optimizers.transformed import PATTERNS, MetaSGDConfig, Transformed
 from l2l_runner.optimizers.warp import WarpConfig
 
@@ -68,17 +68,15 @@ class AdaptationConfig(LearnedConfig):
             return Adaptation(self, layout, generator)
 
 
-class Adaptation(PlainRule):
-    """Gradient descent from where `start` says, through the layers of `warp`.
+class Adaptation(LearnedRule):
+    """Gradient descent from the start and through the warp layers that the settings ask for.
 
     Attributes:
-        start: θ0 by the tensors' names (with / for each dot), each of a tensor's shape; empty where it isn't learned.
-        heads: likewise, what each training task keeps for itself, [tasks, *shape].
-        warp: the layers by the names of their sites.
-        transforms: T, where there is one.
+        start: θ0 of each tensor that has a learned start, of the tensor's shape, by `key_of` its name.
+        heads: what each training task keeps for itself, [tasks, *shape], by `key_of` the tensor's name.
+        warp: the layers, by the names of their sites.
+        transforms: T, where gradients are transformed.
     """
-
-    what = "gradient descent"
 
     def __init__(self, config: AdaptationConfig, layout: Layout, generator: torch.Generator):
         super().__init__()
@@ -145,13 +143,14 @@ class Adaptation(PlainRule):
                 params[name] = torch.where(known, heads[problem.tasks.clamp(max=len(heads) - 1)], value)
         return params
 
-    def check(self, layout: Layout) -> None:
+    def fitted(self, layout: Layout) -> Adaptation:
         if layout.shapes != self.layout.shapes or (self.warp and layout.sites != self.layout.sites):
             mine, other = (", ".join(f"{n} {list(s)}" for n, s in one.shapes.items()) for one in (self.layout, layout))
             raise ConfigError(
                 f"This optimizer has learned a start or warp layers for the tensors {mine}, but the optimizee has "
                 f"{other}: evaluate it on an optimizee with the network that it was trained on."
             )
+        return self
 
     def init(self, params: Tensor) -> State:
         return ()
@@ -163,6 +162,3 @@ class Adaptation(PlainRule):
 
     def rates(self) -> dict[str, Tensor]:
         return self.transforms.rates() if self.transforms is not None else {}
-
-    def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError("Where to start isn't learned from updates: see l2l_runner.meta.")

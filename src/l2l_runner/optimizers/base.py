@@ -1,4 +1,4 @@
-"""The noun Optimizer: a pair of pure functions, for hand-designed and learned update rules alike."""
+"""The noun Optimizer: a pair of pure functions, the same for hand-designed and learned update rules."""
 
 from __future__ import annotations
 
@@ -6,38 +6,65 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.kernels import Kernel, TorchKernel
 from l2l_runner.kernels import State as State
 from l2l_runner.layout import ALL, Columns, Layout
 from l2l_runner.optimizees.base import Problem
 
 
 class Optimizer(ABC):
-    """An update rule.
+    """An update rule: a pair of pure functions, `init` and `update`.
 
-    It sees the parameters of all problems as one tensor [problems, coordinates] and treats problems alike.
+    It sees the parameters of all problems as one tensor [problems, coordinates], and treats each problem by itself. The
+    other methods have defaults that suit a rule which learns nothing.
     """
-
-    def adapt(self, problem: Problem) -> Problem:
-        """The problems as they are for this optimizer, which may have learned where to start; most take them as given.
-
-        Whoever unrolls an optimizer prepares its problems first.
-        """
-        return problem
 
     @abstractmethod
     def init(self, params: Tensor) -> State:
-        """The state before the first step, for params [problems, coordinates]."""
+        """Return the state before the first step, for params [problems, coordinates]."""
 
     @abstractmethod
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
-        """What is to be added to `params` for gradients [problems, coordinates], and the next state."""
+        """Return what to add to `params`, for gradients [problems, coordinates], and the next state."""
+
+    def adapt(self, problem: Problem) -> Problem:
+        """Return the problems as this rule wants them, for example from a start that it has learned.
+
+        Call it before unrolling; estimators do so themselves. By default problems are left as they are.
+        """
+        return problem
+
+    def fitted(self, layout: Layout) -> Optimizer:
+        """Return the same rule for problems with these parameters; by default it fits all of them.
+
+        Raises:
+            ConfigError: the rule was built for other parameters.
+        """
+        return self
+
+    def rule_of(self, name: str) -> Optimizer:
+        """Return the rule that updates the parameter of this name; by default the same for all.
+
+        Raises:
+            ConfigError: no rule updates it.
+        """
+        return self
+
+    def parts(self) -> Sequence[Part]:
+        """Return the learned rules that this one is made of, in the order of their parameters."""
+        return ()
+
+    def use_kernel(self, name: str) -> None:  # noqa: B027 - kernels compute learned rules only
+        """Compute with the kernel of this name (`kernels.KERNELS`), on the device where the parameters are now.
+
+        Raises:
+            ConfigError: the kernel cannot compute this rule there.
+        """
 
 
 class LearnedConfig(ABC):
@@ -61,12 +88,12 @@ class LearnedConfig(ABC):
 
 
 class Part(NamedTuple):
-    """A learned rule, and what of a problem is its.
+    """A learned rule, and which share of a problem it updates.
 
     Attributes:
-        rule: made of no other rules.
-        columns: its coordinates.
-        state: its part of the whole optimizer's state.
+        rule: a rule that is not made of others.
+        columns: the coordinates that it updates.
+        state: its slice of the whole optimizer's state.
     """
 
     rule: LearnedRule
@@ -75,63 +102,49 @@ class Part(NamedTuple):
 
 
 class LearnedRule(nn.Module, Optimizer):
-    """An update rule whose parameters are meta-learned.
+    """An update rule whose parameters φ are meta-learned.
+
+    A rule must write `init` and `update`. Where it needs to, it overrides four more:
+
+    - `fitted` refuses problems of other shapes than those it was built for;
+    - `adapt` changes the problems that it is given, and `initialise_from` takes a start from the first of them;
+    - `rates` names the learning rates that it has learned, for the log.
+
+    The rest has defaults, which LSTMs override for speed and groups of rules to delegate.
 
     Attributes:
-        kernel: what computes it; where it has several parts, each has its own.
-        coordinatewise: whether coordinates don't interact, so that some of a part's can be replayed by themselves.
-        recordable: columns × steps up to which `record_update` can be asked for.
+        coordinatewise: whether coordinates do not interact, so that some of them can be replayed alone.
+        chunk: coordinates to replay at once; None for any number.
+        kernel_name: what computes the rule.
     """
 
-    kernel: Kernel
-    coordinatewise: bool
-    recordable: int = 0
-
-    @abstractmethod
-    def use_kernel(self, name: str) -> None:
-        """Compute with the kernel of that name (`kernels.KERNELS`), where the parameters are now.
-
-        Raises:
-            ConfigError: it can't serve this rule there.
-        """
-
-    def initialise_from(self, problem: Problem) -> None:
-        """Take from the first training problem what only a problem can tell, such as a start; most rules need nothing.
-
-        Called once, before the first meta-step of a new run.
-        """
-
-    def check(self, layout: Layout) -> None:
-        """Refuse problems with parameters that it wasn't built for; a coordinatewise rule fits all.
-
-        Raises:
-            ConfigError: it doesn't fit.
-        """
+    coordinatewise: bool = False
+    chunk: int | None = None
+    kernel_name: str = "torch"
 
     def fitted(self, layout: Layout) -> LearnedRule:
-        """The same rule for problems with these parameters.
+        """Return the same rule for problems with these parameters; by default it fits all of them.
 
         Raises:
-            ConfigError: as `check`.
+            ConfigError: the rule was built for other parameters.
         """
-        self.check(layout)
         return self
 
-    def parts(self) -> Sequence[Part]:
-        """What it is made of, in the order of `parameters()`; most rules are one part."""
-        return (Part(self, ALL, slice(None)),)
+    def initialise_from(self, problem: Problem) -> None:
+        """Take from the first training problem what only a problem can tell, such as a start; by default nothing.
 
-    def select(self, state: State, columns: Tensor | slice) -> State:
-        """The state of some coordinates, by their places in [problems × coordinates]; for coordinatewise rules."""
-        raise NotImplementedError
+        It is called once, before the first meta-step of a new run.
+        """
 
     def rates(self) -> dict[str, Tensor]:
-        """The learning rates that it has learned, by the names of the tensors that they are for, if it has any."""
+        """Return the learned learning rates, by the names of the tensors that they scale; by default none."""
         return {}
 
-    @abstractmethod
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
-        """∂(Σ_t ⟨cotangents_t, u_t⟩)/∂φ, where u_t are the updates that constant gradients lead to from `state`.
+        """Return ∂(Σ_t ⟨cotangents_t, u_t⟩)/∂φ, where constant gradients lead from `state` to the updates u_t.
+
+        By default autograd differentiates `update`. A replay has no parameters to pass to it: a rule whose updates
+        depend on their values needs `meta.engine=graph`.
 
         Args:
             grads: [steps, problems, coordinates].
@@ -141,70 +154,80 @@ class LearnedRule(nn.Module, Optimizer):
         Returns:
             One tensor for each of `parameters()`, in their order.
         """
+        params = torch.empty_like(grads[0], device="meta")  # reading a value of it fails, instead of giving a wrong one
+        updates = []
+        with torch.enable_grad():
+            for step_grads in grads:
+                update, state = self.update(step_grads, state, params)
+                updates.append(update)
+        learned = list(self.parameters())
+        if not any(update.requires_grad for update in updates):  # φ acts through the problem instead
+            return tuple(torch.zeros_like(parameter) for parameter in learned)
+        return torch.autograd.grad(torch.stack(updates), learned, cotangents, allow_unused=True, materialize_grads=True)
 
-    def record_update(self, grads: Tensor, state: State, params: Tensor, record: list[Any]) -> tuple[Tensor, State]:
-        """`update` without a graph, which appends to the record what `backward` needs; where it is `recordable`."""
-        raise NotImplementedError
+    def select(self, state: State, columns: Tensor | slice) -> State:
+        """Return the state of some coordinates, by their indices in [problems × coordinates].
 
-    def backward(self, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
-        """`replay` of the updates that were recorded."""
-        raise NotImplementedError
+        It serves coordinatewise rules. By default each tensor of the state is [problems, coordinates] or a scalar.
+        """
+        return tuple(tensor.reshape(1, -1)[:, columns] if tensor.dim() else tensor for tensor in state)
 
+    def recording(self, params: Tensor, steps: int) -> Recording | None:
+        """Return the rule as it records so many steps for params [problems, coordinates].
 
-class PlainRule(LearnedRule):
-    """A learned rule without the LSTM that kernels compute, and not coordinatewise.
+        None where they would not fit into memory, and by default: windows are then replayed.
+        """
+        return None
 
-    Attributes:
-        what: it computes instead.
-    """
-
-    coordinatewise = False
-    kernel: Kernel = TorchKernel()
-    what: ClassVar[str]
+    def parts(self) -> Sequence[Part]:
+        """Return the learned rules that this one is made of, in the order of `parameters()`; by default itself."""
+        return (Part(self, ALL, slice(None)),)
 
     def use_kernel(self, name: str) -> None:
+        """Compute with the kernel of this name (`kernels.KERNELS`), on the device where the parameters are now.
+
+        Raises:
+            ConfigError: the kernel cannot compute this rule there; by default none but plain PyTorch can.
+        """
         if name not in ("auto", "torch"):
-            raise ConfigError(f"kernel={name} computes the LSTM optimizer, not {self.what}: use kernel=auto.")
+            raise ConfigError(
+                f"kernel={name} computes LSTM optimizers only, and this optimizer has no LSTM: use kernel=auto or "
+                "kernel=torch."
+            )
+
+
+class Recording(Optimizer):
+    """A learned rule that records a window of its updates, to spare computing them again in a replay."""
+
+    @abstractmethod
+    def backward(self, cotangents: Tensor) -> tuple[Tensor, ...]:
+        """Return what `LearnedRule.replay` would, of the updates since the recording began."""
 
 
 @contextmanager
 def drawn_from(generator: torch.Generator) -> Iterator[None]:
-    """Modules, which draw their start from the global generator, draw it from the seed of this one."""
+    """Let modules draw their initial values from the seed of this generator, instead of from the global one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
         yield
 
 
 def key_of(name: str) -> str:
-    """A tensor's name as nn.ModuleDict takes it: without dots, and none that the dictionary has a use for itself."""
+    """Return a tensor's name as nn.ModuleDict accepts it: without dots, and not the name of one of its methods."""
     return "/" + name.replace(".", "/")
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a parameter's name fits one of some shell patterns."""
+    """Return whether a parameter's name fits one of the shell patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_patterns(key: str, patterns: Iterable[str], layout: Layout) -> None:
-    """Refuse patterns of parameters' names that fit none.
+    """Refuse patterns that fit no parameter's name.
 
     Raises:
-        ConfigError: there is such a pattern.
+        ConfigError: a pattern fits none.
     """
     for pattern in patterns:
         if not any(fits(name, [pattern]) for name in layout.shapes):
             raise ConfigError(f"{key} has {pattern}, which fits none of the parameters {', '.join(layout.shapes)}.")
-
-
-class Recording(Optimizer):
-    """A learned optimizer that records its updates, for `LearnedRule.backward`."""
-
-    def __init__(self, optimizer: LearnedRule):
-        self.optimizer = optimizer
-        self.record: list[Any] = []
-
-    def init(self, params: Tensor) -> State:
-        return self.optimizer.init(params)
-
-    def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
-        return self.optimizer.record_update(grads, state, params, self.record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from l2l_runner.errors import ConfigError
 from l2l_runner.layout import Columns, Layout
 from l2l_runner.optimizers.adaptation import AdaptationConfig
-from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, Optimizer, Part, Recording, State, fits
+from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, Optimizer, Part, State, fits
 from l2l_runner.optimizers.hand_designed import HandDesigned
 
 
@@ -113,7 +113,7 @@ class GroupsConfig(LearnedConfig):
 
 
 class _Member(NamedTuple):
-    """A group's rule, hand-designed or learned; otherwise as `Part`."""
+    """The rule of a group, hand-designed or learned; otherwise as `Part`."""
 
     rule: Optimizer
     columns: Columns
@@ -123,7 +123,7 @@ class _Member(NamedTuple):
 class Grouped(LearnedRule):
     """Each group's rule updates the group's parameters, as if there were no others.
 
-    Its state is those of the groups, one after another.
+    Its state is the states of the groups, one after another.
 
     Attributes:
         rules: the learned rules, by the groups' names with a / before them.
@@ -133,46 +133,41 @@ class Grouped(LearnedRule):
     def __init__(self, config: GroupsConfig, rules: Mapping[str, Optimizer], layout: Layout):
         super().__init__()
         self.config, self.layout, self.coordinatewise = config, layout, config.coordinatewise
-        # nn.ModuleDict has a use of its own for names such as keys and values.
+        # The / keeps names such as keys and values apart from the methods of nn.ModuleDict.
         self.rules = nn.ModuleDict({f"/{name}": rule for name, rule in rules.items() if isinstance(rule, nn.Module)})
         self._by_name = dict(rules)
         self._members: list[_Member] = []
         begin = 0
         for name, own in config.assign(layout).items():
-            if own:  # a group may have nothing to do for another optimizee than the one that it was built for
+            if own:  # on another optimizee than the one that it was built for, a group may have no parameters
                 columns = layout.columns(own)
                 end = begin + len(rules[name].init(torch.empty(1, layout.only(own).size, device="meta")))
                 self._members.append(_Member(rules[name], columns, slice(begin, end)))
                 begin = end
 
-    def check(self, layout: Layout) -> None:
-        self.fitted(layout)
-
     def fitted(self, layout: Layout) -> Grouped:
-        """The same rules for these parameters, which must all fit the patterns; a pattern may fit none of them."""
-        rules = dict(self._by_name)
-        for name, own in self.config.assign(layout).items():
-            rule = rules[name]
-            if own and isinstance(rule, LearnedRule):
-                rules[name] = rule.fitted(layout.only(own))
+        """Return the same rules for these parameters, which must all fit the patterns; a group may have none."""
+        rules = {
+            name: self._by_name[name].fitted(layout.only(own)) if own else self._by_name[name]
+            for name, own in self.config.assign(layout).items()
+        }
         return Grouped(self.config, rules, layout)
 
     def parts(self) -> Sequence[Part]:
-        return [Part(rule, columns, own) for rule, columns, own in self._members if isinstance(rule, LearnedRule)]
+        return [Part(part.rule, columns, own) for rule, columns, own in self._members for part in rule.parts()]
 
     def rule_of(self, name: str) -> Optimizer:
-        """The rule for a parameter of that name.
-
-        Raises:
-            ConfigError: as `GroupsConfig.assign`.
-        """
+        if not name:
+            raise ConfigError(
+                "This optimizer has groups of parameters, by their names: give LearnedOptimizer "
+                "model.named_parameters() instead of model.parameters()."
+            )
         groups = self.config.assign(Layout({name: ()}))
         return next(self._by_name[group] for group, own in groups.items() if own)
 
     def use_kernel(self, name: str) -> None:
         for rule in self._by_name.values():
-            if isinstance(rule, LearnedRule):
-                rule.use_kernel(name)
+            rule.use_kernel(name)
 
     def rates(self) -> dict[str, Tensor]:
         return {name: rate for part in self.parts() for name, rate in part.rule.rates().items()}
@@ -180,18 +175,15 @@ class Grouped(LearnedRule):
     def init(self, params: Tensor) -> State:
         if params.shape[1] != self.layout.size:
             raise ConfigError(
-                f"This optimizer's groups share out {self.layout.size} coordinates, but the optimizee has "
-                f"{params.shape[1]}: use fitted(layout), which shares out others."
+                f"The groups of this optimizer cover {self.layout.size} coordinates, but the optimizee has "
+                f"{params.shape[1]}: use fitted(layout), which returns it for another layout."
             )
         return tuple(tensor for rule, columns, _ in self._members for tensor in rule.init(columns.take(params)))
 
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
-        return self._update([member.rule for member in self._members], grads, state, params)
-
-    def _update(self, rules: Sequence[Optimizer], grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
         updates = torch.empty_like(grads)
         following: State = ()
-        for rule, (_, columns, own) in zip(rules, self._members, strict=True):
+        for rule, columns, own in self._members:
             update, reached = rule.update(columns.take(grads), state[own], columns.take(params))
             columns.put(update, updates)
             following += reached
@@ -201,17 +193,4 @@ class Grouped(LearnedRule):
         into: tuple[Tensor, ...] = ()
         for rule, columns, own in self.parts():
             into += rule.replay(columns.take(grads), state[own], columns.take(cotangents))
-        return into
-
-    def record_update(self, grads: Tensor, state: State, params: Tensor, record: list[Any]) -> tuple[Tensor, State]:
-        if not record:
-            rules = [member.rule for member in self._members]
-            record += [Recording(rule) if isinstance(rule, LearnedRule) else rule for rule in rules]
-        return self._update(record, grads, state, params)
-
-    def backward(self, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
-        into: tuple[Tensor, ...] = ()
-        recordings = [recording for recording in record if isinstance(recording, Recording)]
-        for recording, part in zip(recordings, self.parts(), strict=True):
-            into += part.rule.backward(recording.record, part.columns.take(cotangents))
         return into

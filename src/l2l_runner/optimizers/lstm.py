@@ -59,14 +59,15 @@ class LSTM(Recurrent):
         self.coordinates = coordinates
         self.coordinatewise = config.coordinatewise
 
-    def check(self, layout: Layout) -> None:
+    def fitted(self, layout: Layout) -> LSTM:
         self._check(layout.size)
+        return self
 
     def _check(self, coordinates: int) -> None:
-        """Refuse problems of a size that this network wasn't built for.
+        """Refuse problems of another size than this network was built for, unless it is coordinatewise.
 
         Raises:
-            ConfigError: not coordinatewise, and of another size.
+            ConfigError: the size differs.
         """
         if not self.config.coordinatewise and coordinates != self.coordinates:
             raise ConfigError(

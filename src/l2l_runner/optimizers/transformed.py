@@ -27,7 +27,7 @@ from l2l_runner.optim import (
     Transform,
 )
 from l2l_runner.optim.transforms import make_transforms
-from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, check_patterns, drawn_from, fits, key_of
+from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, State, check_patterns, drawn_from, fits, key_of
 
 PATTERNS: dict[str, Transform | None] = {
     "none": None,
@@ -150,14 +150,12 @@ class HypergradientConfig(TransformedConfig):
         return lambda param: shared if self.rates == "global" else MetaSGD(param, self.init, per="tensor")
 
 
-class Transformed(PlainRule):
+class Transformed(LearnedRule):
     """u = −lr T(g) for each tensor by itself; there is no state.
 
     Attributes:
-        transforms: by the tensors' names, with a / before them and for each dot.
+        transforms: T of each tensor, by `key_of` its name.
     """
-
-    what = "learned transforms"
 
     def __init__(self, config: TransformedConfig, layout: Layout):
         super().__init__()
@@ -173,7 +171,7 @@ class Transformed(PlainRule):
         if not list(self.parameters()):
             raise ConfigError("optimizer.patterns leaves nothing to be learned: give some parameter a transform.")
 
-    def check(self, layout: Layout) -> None:
+    def fitted(self, layout: Layout) -> Transformed:
         if layout.shapes != self.layout.shapes:
             expected, found = (
                 ", ".join(f"{n} {list(s)}" for n, s in one.shapes.items()) for one in (self.layout, layout)
@@ -182,6 +180,7 @@ class Transformed(PlainRule):
                 f"This optimizer has a transform for each of the tensors {expected}, but the optimizee has {found}: "
                 "evaluate it on the optimizee that it was trained on."
             )
+        return self
 
     def init(self, params: Tensor) -> State:
         return ()
@@ -204,7 +203,7 @@ class Transformed(PlainRule):
         return {name: self.config.lr * one.rate.detach() for name, one in pairs if isinstance(one, MetaSGD)}
 
     def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():  # without a state, steps are like problems
+        with torch.enable_grad():  # without a state, steps are independent, like problems: one batch of all is faster
             updates, _ = self.update(grads.flatten(0, 1), (), grads)
             return torch.autograd.grad(updates, list(self.parameters()), cotangents.flatten(0, 1))
 

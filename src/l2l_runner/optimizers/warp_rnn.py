@@ -16,7 +16,7 @@ from l2l_runner.errors import ConfigError
 from l2l_runner.fields import above, at_least
 from l2l_runner.layout import Layout, Site
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedConfig, PlainRule, State, drawn_from
+from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, State, drawn_from
 from l2l_runner.optimizers.hand_designed import Adam
 
 Memory = tuple[Tensor, Tensor]
@@ -82,14 +82,14 @@ class Gates(nn.Module):
         return 1 + self.project(torch.tanh(self.squash(memory[0]))), memory
 
 
-class WarpRNN(PlainRule):
+class WarpRNN(LearnedRule):
     """Adam, and the gates of the cells that it trains.
+
+    What is learned reaches the losses through the problem, not through the updates.
 
     Attributes:
         gates: by the cells' names.
     """
-
-    what = "gates"
 
     def __init__(self, config: WarpRNNConfig, cells: dict[str, Site]):
         super().__init__()
@@ -103,13 +103,14 @@ class WarpRNN(PlainRule):
         idle = not any(p.requires_grad for p in self.parameters()) and all(gate.open for gate in gates)
         return problem if idle else problem.warped(dict(self.gates.items()))
 
-    def check(self, layout: Layout) -> None:
+    def fitted(self, layout: Layout) -> WarpRNN:
         if any(layout.sites.get(name) != site for name, site in self.cells.items()):
             expected = ", ".join(f"{name} {site.channels} → {site.hidden}" for name, site in self.cells.items())
             raise ConfigError(
                 f"This optimizer gates the recurrent cells {expected}, and the optimizee has others: evaluate it on "
                 "the optimizee that it was trained on."
             )
+        return self
 
     def init(self, params: Tensor) -> State:
         return self.rule.init(params)
@@ -118,7 +119,3 @@ class WarpRNN(PlainRule):
         if self.clip is not None:
             grads = grads * (self.clip / (grads.norm(dim=1, keepdim=True) + 1e-12)).clamp(max=1)
         return self.rule.update(grads, state, params)
-
-    def replay(self, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
-        """Zeros: what is learned reaches the losses through the problem, not through the updates."""
-        return tuple(torch.zeros_like(parameter) for parameter in self.parameters())

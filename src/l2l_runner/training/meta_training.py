@@ -242,7 +242,7 @@ class MetaTraining:
                 config.meta_batch,
                 ", then ".join(map(str, self.horizons)),
                 self.estimator.description,
-                ", ".join(dict.fromkeys(part.rule.kernel.name for part in self.optimizer.parts())),
+                ", ".join(dict.fromkeys(part.rule.kernel_name for part in self.optimizer.parts())),
                 self.runtime.device
                 if distributed.world_size() == 1
                 else f"{self.runtime.device} × {distributed.world_size()}",
@@ -332,7 +332,7 @@ class MetaTraining:
     def _meta_step(self, bar: tqdm[Any]) -> None:
         config, meta, step = self.config, self.meta, self.progress.step
         seeds = self._seeds(step * config.meta_batch, config.meta_batch)[distributed.shard(config.meta_batch)]
-        problem = self.optimizer.adapt(meta.training_problem(config.optimizee.sample(seeds, self.runtime)))
+        problem = meta.training_problem(config.optimizee.sample(seeds, self.runtime))
         lr = learning_rate(meta, step)
         for group in self.meta_optimizer.param_groups:
             group["lr"] = lr

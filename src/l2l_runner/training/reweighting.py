@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
 from tqdm import tqdm
 
 from l2l_runner import streams
 from l2l_runner.evaluation.curves import align, mean_ci, with_ci
-from l2l_runner.layout import Params
-from l2l_runner.optimizees import Imbalance, ImbalanceProblem, Problem
+from l2l_runner.optimizees import Problem, Reweighted
 from l2l_runner.optimizers import HandDesigned
 from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
@@ -42,63 +39,6 @@ PUBLISHED = {
     "plain": {0.995: 0.507},
     "reweighted": {0.9: 0.979, 0.95: 0.986, 0.98: 0.966, 0.99: 0.975, 0.995: 0.955},
 }
-
-
-def example_weights(
-    losses: Callable[[Params], Tensor], clean_loss: Callable[[Params], Tensor], params: Params
-) -> Tensor:
-    """The weights of examples: max(−∂L/∂ε, 0), normalised, where L is the clean loss after a virtual SGD step on Σ ε ℓ.
-
-    The derivative is taken at ε = 0, where the virtual step leads to `params` themselves, so that by the chain rule
-    −∂L/∂ε_i = lr ⟨∇L, ∇ℓ_i⟩: one backward pass of the clean loss and one forward-mode derivative of the losses along
-    its gradient, instead of a derivative through the step. The learning rate goes out in the normalisation.
-
-    Args:
-        losses: of the examples, [..., examples].
-        clean_loss: of the clean examples, [...].
-        params: where both are looked at; a graph that they have isn't followed.
-
-    Returns:
-        [..., examples], of sum 1; all zero where no example's step would lower the clean loss.
-    """
-    return _losses_and_weights(losses, clean_loss, {name: value.detach() for name, value in params.items()})[1]
-
-
-def _losses_and_weights(
-    losses: Callable[[Params], Tensor], clean_loss: Callable[[Params], Tensor], params: Params
-) -> tuple[Tensor, Tensor]:
-    """The losses at `params`, with their graph, and the weights, from one and the same forward pass."""
-    constant = {name: value.detach() for name, value in params.items()}
-    uphill = grad(lambda at: clean_loss(at).sum())(constant)
-    with warnings.catch_warnings():
-        # Forward mode compiles some of its formulas with a part of PyTorch that PyTorch deprecates.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        values, alignment = jvp(losses, (params,), (uphill,))  # type: ignore[misc] # a third only with has_aux
-    useful = alignment.detach().clamp(min=0)
-    total = useful.sum(-1, keepdim=True)
-    return values, useful / torch.where(total > 0, total, 1)
-
-
-class Reweighted(Problem):
-    """A problem with examples that are weighted anew at every step; to derivatives of its loss, weights are constants.
-
-    So any optimizer can take the real step.
-    """
-
-    def __init__(self, problem: ImbalanceProblem):
-        self.problem, self.seeds, self.layout = problem, problem.seeds, problem.layout
-
-    def init(self) -> Params:
-        return self.problem.init()
-
-    def loss(self, params: Params, step: int) -> Tensor:
-        losses, weights = _losses_and_weights(
-            lambda at: self.problem.example_losses(at, step), self.problem.clean_loss, params
-        )
-        return (weights * losses).sum(-1)
-
-    def metrics(self, params: Params) -> dict[str, Tensor]:
-        return self.problem.metrics(params)
 
 
 @dataclass(frozen=True)
@@ -137,7 +77,6 @@ class Reweighting:
     def __init__(self, config: TrainConfig, composed: Mapping[str, Any], folder: RunFolder, runtime: Runtime):
         assert isinstance(config.meta, Reweight)
         assert isinstance(config.optimizer, HandDesigned)
-        assert isinstance(config.optimizee, Imbalance)
         self.config, self.composed, self.folder, self.runtime = config, composed, folder, runtime
         self.meta, self.optimizer, self.optimizee = config.meta, config.optimizer, config.optimizee
         self.name = str(composed["optimizer"]["name"])
@@ -206,7 +145,7 @@ class Reweighting:
         run, proportion, arm = self.trajectories[self.progress.trajectory]
         bar.set_description(f"run {run + 1}, {proportion:.4g} {arm}")
         seeds = streams.seeds(self.config.seed, "train", run, 1, self.runtime.device)
-        imbalanced = replace(self.optimizee, proportion=proportion).sample(seeds, self.runtime)
+        imbalanced = self.optimizee.at_proportion(proportion).sample(seeds, self.runtime)
         problem = Reweighted(imbalanced) if arm == "reweighted" else imbalanced
         if self.point is None:
             self.point = start(problem, self.optimizer)
@@ -272,7 +211,8 @@ class Reweighting:
         }
 
     def _published(self, arm: str, proportion: float) -> float | None:
-        same = (self.optimizee.data, self.optimizee.classes) == ("mnist", (9, 4))
+        settings = self.composed["optimizee"]
+        same = (settings["data"], tuple(settings["classes"])) == ("mnist", (9, 4))
         return PUBLISHED[arm].get(proportion) if same else None
 
     def _write(self, summary: Mapping[str, Any]) -> None:
