@@ -309,7 +309,7 @@ def test_other_optimizees_fit_where_their_names_do() -> None:
     optimizer = grouped(optimizee("module").layout(), LSTM, OTHER)  # weights and biases, one after another
     wide = Layout({"conv.weight": (2, 3), "conv.bias": (2,), "linear.bias": (4,)})
     params = torch.randn(3, wide.size, dtype=torch.float64)
-    with pytest.raises(ConfigError, match=r"share out \d+ coordinates, but the optimizee has 12"):
+    with pytest.raises(ConfigError, match=r"cover \d+ coordinates, but the optimizee has 12"):
         optimizer.init(params)
     fitted = optimizer.fitted(wide)
     assert next(fitted.parameters()) is next(optimizer.parameters())
