@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from l2l_runner.cards import Card as Card
-    from l2l_runner.cards import pretrained as pretrained
     from l2l_runner.drop_in import LearnedOptimizer as LearnedOptimizer
+    from l2l_runner.weights import Card as Card
+    from l2l_runner.weights import pretrained as pretrained
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"LearnedOptimizer": "drop_in", "Card": "cards", "pretrained": "cards"}
+_PUBLIC = {"LearnedOptimizer": "drop_in", "Card": "weights", "pretrained": "weights"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from l2l_runner.cards import pretrained
 from l2l_runner.errors import ConfigError
 from l2l_runner.optimizers.base import LearnedRule as Rule
 from l2l_runner.runs import checkpoint
+from l2l_runner.weights import pretrained
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -50,7 +50,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, optimizer: str | Path | Rule, lr: float = 1.0, kernel: str = "auto"):
         if isinstance(optimizer, (str, Path)):
             source = Path(optimizer).expanduser()
-            self.rule = checkpoint.restore_optimizer(checkpoint.load(source), source)
+            self.rule = checkpoint.restore_rule(checkpoint.load(source), source)
         elif isinstance(optimizer, Rule):
             self.rule = copy.deepcopy(optimizer).cpu()
         else:

@@ -5,76 +5,96 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.launch.hydra import launch, overrides_of, quoted, unquoted, with_first
 
 if TYPE_CHECKING:
-    from l2l_runner.optimizees import Optimizee
     from l2l_runner.optimizers import LearnedRule
+    from l2l_runner.schema import EvalConfig
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Compare as a composed configuration describes, in `folder`; the result, with its score."""
+    """Compare as a composed configuration describes, in `folder`; return the result, with its score."""
     from l2l_runner import schema
-    from l2l_runner.evaluation.comparison import compare, tuned_baselines, write_comparison
     from l2l_runner.runs import checkpoint
+
+    content = checkpoint.load(_source("checkpoint", str(composed["checkpoint"])))
+    return run(schema.parse_eval({"optimizee": content["config"]["optimizee"], **composed}), folder)
+
+
+def run(config: EvalConfig, path: Path) -> dict[str, Any]:
+    """Compare in the folder `path`; return the result, with its score."""
+    from l2l_runner.evaluation import comparison
+    from l2l_runner.evaluation.evaluator import Evaluator
     from l2l_runner.runs.folder import RunFolder
+    from l2l_runner.runs.results import RunResult
     from l2l_runner.runs.tracking import tracked
-    from l2l_runner.runtime import machine_settings, runtime_of
+    from l2l_runner.runtime import machine_settings
     from l2l_runner.stopping import stop_requests
 
-    source = _source("checkpoint", str(composed["checkpoint"]))
-    content = checkpoint.load(source)
-    trained = content["config"]
-    evaluation_keys = ("baselines", "steps", "problems", "tune", "chunk")
-    node = {key: value for key, value in composed.items() if key not in evaluation_keys}
-    node["evaluation"] = {key: composed[key] for key in evaluation_keys if key in composed}
-    node.setdefault("optimizee", trained["optimizee"])
-    config = schema.parse_eval(node)
-    name = str(trained["optimizer"]["name"])
-    learned = {name: _learned(source, content, config.optimizee)}
-    origins = [_origin(source, content)]
-    for other, path in config.others.items():
-        if other in learned or other in config.evaluation.baselines:
-            raise ConfigError(f"others.{other} would be the second {other} of the comparison: give it another name.")
-        source = _source(f"others.{other}", path)
-        content = checkpoint.load(source)
-        learned[other] = _learned(source, content, config.optimizee)
-        origins.append(_origin(source, content))
-    runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
-    layout = config.optimizee.layout()
-    learned = {name: optimizer.to(runtime.device, runtime.dtype).fitted(layout) for name, optimizer in learned.items()}
-    for optimizer in learned.values():
-        optimizer.use_kernel(config.kernel)
-    seed = int(trained["seed"]) if config.seed is None else config.seed
-    steps = config.evaluation.steps or int(trained["unroll"]["steps"])
-    problems = config.evaluation.problems or config.optimizee.test_problems
-    run = RunFolder(folder)
-    with (
-        machine_settings(config.device.threads),
-        stop_requests(),
-        tracked(run, config.logger, node) as tracker,
-    ):
-        log.info("\n".join(origins))
-        baselines = tuned_baselines(config.evaluation, config.optimizee, seed, steps, config.score, runtime)
-        comparison = compare(
-            learned, baselines, config.optimizee, seed, problems, steps, runtime, config.evaluation.chunk
-        )
-        log.info(write_comparison(run, comparison))
-        curves = comparison.curves[name]
-        result = {
-            "status": "completed",
-            "score": curves.score(config.score),
-            "final": curves.mean(curves.finals),
-            "sum": curves.mean(curves.sums),
-            "metrics": curves.mean_metrics(),
-        }
+    first, *others = (_trained(key, given, config) for key, given in config.sources())
+    learned = {first.name: first}
+    for name, other in zip(config.others, others, strict=True):
+        if name in learned or name in config.baselines:
+            raise ConfigError(f"others.{name} would be the second {name} of the comparison: give it another name.")
+        learned[name] = other
+    folder = RunFolder(path)
+    evaluator = Evaluator(
+        optimizee=config.optimizee,
+        seed=first.seed if config.seed is None else config.seed,
+        steps=config.steps or first.steps,
+        score=config.score,
+        settings=config,
+        runtime=config.runtime(),
+    )
+    with machine_settings(config.device.threads), stop_requests(), tracked(folder, config) as tracker:
+        log.info("\n".join(one.origin for one in learned.values()))
+        rules = {name: one.rule for name, one in learned.items()}
+        compared = evaluator.compare({**rules, **evaluator.tuned()})
+        log.info(comparison.write(folder, compared))
+        curves = compared.curves[first.name]
+        final, total = curves.mean(curves.finals), curves.mean(curves.sums)
+        score = curves.score(config.score)
+        result = RunResult("completed", score, final, total, curves.mean_metrics()).to_json()
         tracker.end(result)
     return result
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds, for a comparison.
+
+    Attributes:
+        name: of the rule.
+        rule: for the problems of the comparison, where it is computed.
+        seed: of the run.
+        steps: of the trajectories that it was trained on.
+        origin: where it comes from, in the words of a log.
+    """
+
+    name: str
+    rule: LearnedRule
+    seed: int
+    steps: int
+    origin: str
+
+
+def _trained(key: str, given: str, config: EvalConfig) -> Trained:
+    """Load the optimizer that a checkpoint holds, which has not met the tasks that it is to be tested on."""
+    from l2l_runner.runs import checkpoint
+
+    source, runtime = _source(key, given), config.runtime()
+    content = checkpoint.load(source)
+    trained, meta_steps = content["config"], content["progress"]["step"]
+    rule = checkpoint.restore_rule(content, source)  # first, as it says what is wrong with a configuration
+    config.optimizee.refuse_training_tasks(checkpoint.trained_optimizee(content))
+    rule = rule.to(runtime.device, runtime.dtype).fitted(config.optimizee.layout())
+    rule.use_kernel(config.kernel)
+    origin = f"{source}, trained on {trained['optimizee']['name']} for {meta_steps} meta-steps"
+    return Trained(trained["optimizer"]["name"], rule, int(trained["seed"]), int(trained["unroll"]["steps"]), origin)
 
 
 def with_trained_optimizee(arguments: list[str]) -> list[str]:
@@ -92,21 +112,6 @@ def _source(key: str, given: str) -> Path:
     if not given:
         raise ConfigError(f"{key} is empty: give a best.pt, or the folder of its run, as {key}=PATH.")
     return Path(given).expanduser()
-
-
-def _learned(source: Path, content: Mapping[str, Any], optimizee: Optimizee) -> LearnedRule:
-    """The optimizer that a checkpoint holds, which has not met the tasks that it is to be tested on."""
-    from l2l_runner import schema
-    from l2l_runner.runs import checkpoint
-
-    learned = checkpoint.restore_optimizer(content, source)  # first, as it says what is wrong with a configuration
-    optimizee.refuse_training_tasks(schema.parse_optimizee(content["config"]["optimizee"]))
-    return learned
-
-
-def _origin(source: Path, content: Mapping[str, Any]) -> str:
-    name, meta_steps = content["config"]["optimizee"]["name"], content["progress"]["step"]
-    return f"{source}, trained on {name} for {meta_steps} meta-steps"
 
 
 def _override(value: Any) -> str:

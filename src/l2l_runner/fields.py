@@ -68,6 +68,20 @@ def filled() -> Any:
     return _ruled("a word that isn't empty", lambda value: value != "")
 
 
+def named(*names: str) -> Any:
+    """A field that holds the name by which a table offers its class; the first of several is the default in Python."""
+    rule = Rule(f"one of {', '.join(names)}", lambda value: value in names)
+    return field(default=names[0], metadata={"rule": rule})
+
+
+def one_of(table: Mapping[str, type[Any]]) -> Any:
+    """A field of settings whose class is the one that `table` has under their `name`; likewise each value of a dict.
+
+    The table is read when settings are parsed, so it may be filled after the field was declared.
+    """
+    return field(metadata={"table": table})
+
+
 def did_you_mean(word: str, options: list[str]) -> str:
     """' Did you mean …?' where an option is close, else ''."""
     close = get_close_matches(word, options, n=1)
@@ -76,6 +90,11 @@ def did_you_mean(word: str, options: list[str]) -> str:
 
 def parse(cls: type[T], values: object, path: str = "") -> T:
     """Build `cls`, a dataclass, from a dictionary; nested dataclasses are built likewise.
+
+    Args:
+        cls: a dataclass; a default of one of its fields is for Python callers, a configuration holds every key.
+        values: the dictionary.
+        path: dotted key of the dictionary in the configuration, for messages.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or breaks its rule.
@@ -94,31 +113,56 @@ def parse(cls: type[T], values: object, path: str = "") -> T:
     for name, declared in known.items():
         if name not in values:
             raise ConfigError(f"{_join(path, name)} is missing: give it a value.")
-        built[name] = _convert(values[name], hints[name], declared.metadata.get("rule"), _join(path, name))
+        built[name] = _convert(values[name], hints[name], declared.metadata, _join(path, name))
     return cls(**built)
+
+
+def parse_one_of(table: Mapping[str, type[T]], values: object, path: str) -> T:
+    """Build the class that `table` has under the `name` in a dictionary.
+
+    Raises:
+        ConfigError: the table has no such name, or as `parse`.
+    """
+    name = values.get("name") if isinstance(values, Mapping) else None
+    if name not in table:
+        raise ConfigError(
+            f"{path}.name is {name!r}; expected one of {', '.join(table)}.{did_you_mean(str(name), list(table))}"
+        )
+    return parse(table[str(name)], values, path)
+
+
+def plain(value: Any) -> Any:
+    """Return settings as the plain dictionaries, lists and scalars from which `parse` builds equal ones."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _convert(value: Any, hint: Any, rule: Rule | None, path: str) -> Any:
-    if hint is Any or is_dataclass(value):
-        return value  # built already, by whoever knew which class it should be
+def _convert(value: Any, hint: Any, metadata: Mapping[str, Any], path: str) -> Any:
+    if hint is Any:
+        return value
     origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return None if value is None else _convert(value, get_args(hint)[0], rule, path)
-    if is_dataclass(hint):
-        return parse(typing.cast(type[Any], hint), value, path)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path} is {value!r}; expected a group of keys.")
-        return {str(k): _convert(v, get_args(hint)[1], rule, _join(path, str(k))) for k, v in value.items()}
+        return {str(k): _convert(v, get_args(hint)[1], metadata, _join(path, str(k))) for k, v in value.items()}
+    if "table" in metadata:
+        return parse_one_of(metadata["table"], value, path)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _convert(value, get_args(hint)[0], metadata, path)
+    if is_dataclass(hint):
+        return parse(typing.cast(type[Any], hint), value, path)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{path} is {value!r}; expected a list, such as [20,20].")
-        return tuple(_convert(v, get_args(hint)[0], rule, f"{path}[{i}]") for i, v in enumerate(value))
-    converted = _scalar(value, hint)
+        return tuple(_convert(v, get_args(hint)[0], metadata, f"{path}[{i}]") for i, v in enumerate(value))
+    converted, rule = _scalar(value, hint), metadata.get("rule")
     if converted is None or (rule is not None and not rule.holds(converted)):
         expected = rule.words if rule is not None and hint is str else _NOUNS[hint]
         if rule is not None and hint is not str:
@@ -128,7 +172,7 @@ def _convert(value: Any, hint: Any, rule: Rule | None, path: str) -> Any:
 
 
 def _scalar(value: Any, hint: type) -> Any:
-    """The value as the type, or None where it is no such thing (true is no number, 1.5 no integer, inf no number)."""
+    """Return the value as the type, or None where it is no such thing (true is no number, 1.5 no integer)."""
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value) if abs(value) <= sys.float_info.max else None
     if hint is int and isinstance(value, bool):

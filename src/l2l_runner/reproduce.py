@@ -22,15 +22,15 @@ class StagesFailed(UserError):
 
 def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run what a composed configuration asks for, and write the page; the result, whose score is claims that fail."""
-    from l2l_runner import schema
-    from l2l_runner.evaluation.curves import align
+    from l2l_runner.evaluation.statistics import align
     from l2l_runner.pages.reproduction.page import held_before, keep, remember, verdict, write_report
     from l2l_runner.pages.reproduction.running import run_stages
+    from l2l_runner.pages.reproduction.settings import parse_reproduce
     from l2l_runner.pages.reproduction.stages import stages_of
     from l2l_runner.runtime import describe, pick_device
     from l2l_runner.stopping import Stopped
 
-    config = schema.parse_reproduce(composed)
+    config = parse_reproduce(composed)
     device = pick_device(config.device.name)
     root = Path(config.folder).expanduser().absolute()
     stages = stages_of(config)

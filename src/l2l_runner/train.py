@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from l2l_runner.launch.hydra import conf_folder, launch, overrides_of, resumed, with_first
 
+if TYPE_CHECKING:
+    from l2l_runner.schema import TrainConfig
+
 
 def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Train what a composed configuration describes, in the folder `path`; the result, with its score."""
-    from dataclasses import asdict
-    from functools import partial
+    """Train what a composed configuration describes, in the folder `path`; return the result, with its score."""
+    from l2l_runner.schema import parse_train
 
-    from l2l_runner import distributed, schema
-    from l2l_runner.optimizers import HandDesigned
+    return run(parse_train(composed, overrides_of(HydraConfig.get().overrides.task)), path)
+
+
+def run(config: TrainConfig, path: Path) -> dict[str, Any]:
+    """Train in the folder `path`; return the result, with its score."""
+    from l2l_runner import distributed
     from l2l_runner.runs.folder import RunFolder
     from l2l_runner.runs.tracking import tracked
-    from l2l_runner.runtime import machine_settings, runtime_of
-    from l2l_runner.training import meta_training as trainer
-    from l2l_runner.training.online import OnlineTraining
-    from l2l_runner.training.reweighting import Reweighting
+    from l2l_runner.runtime import machine_settings
+    from l2l_runner.training import run_type
 
-    config = schema.parse_train(composed)
     config.check_processes(distributed.world_size())
-    if distributed.is_first():  # the others weren't given anything
-        schema.check_given(config, overrides_of(HydraConfig.get().overrides.task))
-    runtime = runtime_of(config.device.name, config.device.dtype, config.data.root, config.data.download)
+    runtime = config.runtime()
     distributed.use_device(runtime.device)
     folder = RunFolder(path)
     with machine_settings(config.device.threads), distributed.resume_hint(folder.how_to_resume):
-        job: Callable[[], Any]
-        if isinstance(config.meta, schema.Reweight):
-            job = Reweighting(config, composed, folder, runtime).train
-        elif isinstance(config.optimizer, HandDesigned):
-            folder.truncate(0)
-            name = str(composed["optimizer"]["name"])
-            job = partial(trainer.run_hand_designed, config, config.optimizer, name, folder, runtime)
-        else:
-            kind = OnlineTraining if isinstance(config.meta, schema.Online) else trainer.MetaTraining
-            job = kind(config, composed, folder, runtime).train
+        training = run_type(config)(config, folder, runtime)
         if distributed.is_first():
             folder.accept()
-        logger = config.logger if distributed.is_first() else schema.Logger(name="none")
-        with tracked(folder, logger, composed) as tracker:
-            outcome = job()
-            result = outcome if isinstance(outcome, dict) else asdict(outcome)
+        with tracked(folder, config) as tracker:
+            result = training.run().to_json()
             tracker.end(result)
     return result
 

@@ -1,30 +1,27 @@
-"""Fair comparison: the same held-out problems for all, baselines tuned, divergence shown, confidence said."""
+"""Running an optimizer on problems: its losses, metrics and pictures along the trajectories."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from l2l_runner import distributed
+from l2l_runner.evaluation.statistics import interval
 from l2l_runner.optimizees import Optimizee, Problem
-from l2l_runner.optimizers import HandDesigned, Optimizer
+from l2l_runner.optimizers import Optimizer
+from l2l_runner.runs.results import Interval
 from l2l_runner.runtime import Runtime
-from l2l_runner.schema import Tuning
 from l2l_runner.unroll import Point, start, unroll
 
 PICTURED = 4
-"""The first so many problems of a run keep the pictures that were reached, where problems are pictures."""
+"""The number of problems whose pictures are kept, where problems are pictures."""
 
-# A problem counts as diverged when a loss isn't finite, or when its last loss is this many times its first.
 DIVERGED = 100.0
+"""A problem diverged when a loss is not finite, or when its last loss is over this many times its first."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +86,12 @@ class Curves:
         at = torch.tensor(self.read_at, dtype=torch.float64)
         return {name: torch.trapezoid(rows, at, dim=0) / at[-1] for name, rows in self.readings.items()}
 
-    def mean(self, values: Tensor) -> dict[str, float]:
-        """Mean of values [problems] and its confidence interval, as of what is `per_task`; see `mean_ci`."""
-        return mean_ci(self.per_task(values))
+    def mean(self, values: Tensor) -> Interval:
+        """Return the mean of values [problems] with its confidence interval, over tasks where there are tasks."""
+        return interval(self.per_task(values))
 
-    def mean_metrics(self) -> dict[str, dict[str, float]]:
-        """The mean of each metric at θ_T, with its confidence interval."""
+    def mean_metrics(self) -> dict[str, Interval]:
+        """Return the mean of each metric at θ_T, with its confidence interval."""
         return {name: self.mean(values) for name, values in self.metrics.items()}
 
     @property
@@ -174,168 +171,3 @@ def _metrics(problem: Problem, point: Point) -> dict[str, Tensor]:
     with torch.no_grad():
         read = problem.metrics(problem.layout.views(point.params))
     return {name: value.double().cpu() for name, value in read.items()}
-
-
-def tune(
-    baseline: HandDesigned, score: Callable[[HandDesigned], float], tuning: Tuning
-) -> tuple[HandDesigned, list[tuple[float, float]]]:
-    """The baseline at its best learning rate, and the (rate, score) pairs tried, in order of rate.
-
-    A logarithmic grid over [low, high], then `refinements` times the two rates half-way to the best one's
-    neighbours. A rate that diverges scores infinity.
-    """
-    if not tuning.enabled:
-        return baseline, []
-    ratio = 10 ** (1 / tuning.per_decade)
-    count = math.floor(math.log(tuning.high / tuning.low, ratio) + 1e-9)
-    scores: dict[float, float] = {}
-
-    def attempt(lr: float) -> None:
-        scores[lr] = score(replace(baseline, lr=lr))
-
-    for power in range(count + 1):
-        attempt(tuning.low * ratio**power)
-    for _ in range(tuning.refinements):
-        ratio = math.sqrt(ratio)
-        best = min(scores, key=lambda lr: scores[lr])
-        attempt(best / ratio)
-        attempt(best * ratio)
-    return replace(baseline, lr=min(scores, key=lambda lr: scores[lr])), sorted(scores.items())
-
-
-def mean_ci(values: Tensor) -> dict[str, float]:
-    """Mean and half-width of its 95 % confidence interval (Student's t) of values [problems]."""
-    n = len(values)
-    half = float(stats.t.ppf(0.975, n - 1)) * values.std().item() / math.sqrt(n) if n > 1 else math.nan
-    return {"mean": values.mean().item(), "ci95": half}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Several optimizers on the same problems; the first is the one that the others are compared with.
-
-    Attributes:
-        optimizee: its name.
-        curves: of each optimizer, by its name.
-        rates: the hand-designed ones' learning rates, by name; None for a learned optimizer.
-        sources: the pictures that the first problems were made from, by name, each [≤ PICTURED, 3, height, width].
-        gain: the optimizee's, where losses are minus a gain.
-    """
-
-    optimizee: str
-    curves: Mapping[str, Curves]
-    rates: Mapping[str, float | None]
-    sources: Mapping[str, Tensor] = field(default_factory=dict)
-    gain: str | None = None
-
-    def summary(self) -> dict[str, Any]:
-        """The contract of comparison.json: see the README."""
-        first = next(iter(self.curves.values()))
-        reference = next(iter(self.curves))
-        optimizers: dict[str, Any] = {}
-        for name, curves in self.curves.items():
-            per_task = curves.per_task
-            optimizers[name] = {
-                "lr": self.rates[name],
-                "sum": curves.mean(curves.sums),
-                "final": curves.mean(curves.finals),
-                "diverged": int(curves.diverged.sum()),
-                **_curve(per_task(curves.losses)),
-                "metrics": curves.mean_metrics(),
-            }
-            if curves.readings:
-                optimizers[name]["readings"] = {
-                    metric: {"steps": curves.read_at, "mean": curves.mean(area), **_curve(per_task(rows))}
-                    for (metric, rows), area in zip(curves.readings.items(), curves.areas().values(), strict=True)
-                }
-            if name != reference:
-                optimizers[name]["paired"] = {
-                    "against": reference,
-                    "sum": curves.mean(curves.sums - first.sums),
-                    "final": curves.mean(curves.finals - first.finals),
-                    **{
-                        metric: curves.mean(values - first.metrics[metric]) for metric, values in curves.metrics.items()
-                    },
-                }
-        steps, problems = first.losses.shape
-        gain = {} if self.gain is None else {"gain": self.gain}
-        tasks = {} if first.tasks is None else {"tasks": len(torch.unique(first.tasks))}
-        about = {"optimizee": self.optimizee, **gain, "steps": steps - 1, "problems": problems, **tasks}
-        return {**about, "optimizers": optimizers}
-
-
-def _curve(rows: Tensor) -> dict[str, list[float]]:
-    """The mean and the confidence band of rows [points, problems]."""
-    return {"curve": rows.mean(1).tolist(), "ci95": confidence_band(rows).tolist()}
-
-
-def confidence_band(losses: Tensor) -> Tensor:
-    """Half-width of the 95 % confidence interval of the mean over problems, of losses [points, problems]."""
-    n = losses.shape[1]
-    return losses.std(1) * (float(stats.t.ppf(0.975, n - 1)) / math.sqrt(n)) if n > 1 else losses[:, 0] * 0
-
-
-def summary_csv(summary: Mapping[str, Any]) -> str:
-    """A comparison's summary as CSV, a row an optimizer."""
-    buffer = io.StringIO()
-    metrics, averaged = _columns(summary)
-    columns = ["optimizer", "lr", "sum_mean", "sum_ci95", "final_mean", "final_ci95", "diverged"]
-    columns += [f"{metric}_{part}" for metric in metrics for part in ("mean", "ci95")]
-    columns += [f"mean_{metric}_{part}" for metric in averaged for part in ("mean", "ci95")]
-    columns += ["optimizee", "steps", "problems", "curve"]
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    for name, entry in summary["optimizers"].items():
-        row: dict[str, Any] = {"optimizer": name, "lr": entry["lr"], "diverged": entry["diverged"]}
-        areas = {f"mean_{metric}": read["mean"] for metric, read in entry.get("readings", {}).items()}
-        for key, value in {"sum": entry["sum"], "final": entry["final"], **entry["metrics"], **areas}.items():
-            row |= {f"{key}_mean": value["mean"], f"{key}_ci95": value["ci95"]}
-        row |= {key: summary[key] for key in ("optimizee", "steps", "problems")}
-        writer.writerow(row | {"curve": " ".join(f"{loss:.6g}" for loss in entry["curve"])})
-    return buffer.getvalue()
-
-
-def _columns(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The metrics that any optimizer has, and those that were read on the way."""
-    entries = summary["optimizers"].values()
-    return (
-        sorted({metric for entry in entries for metric in entry["metrics"]}),
-        sorted({metric for entry in entries for metric in entry.get("readings", {})}),
-    )
-
-
-def summary_table(summary: Mapping[str, Any]) -> str:
-    """A comparison's summary as the table that is printed."""
-    total = summary["problems"]
-    gain = summary.get("gain")
-    rows = [["optimizer", "lr", f"sum of {gain}s" if gain else "sum of losses", f"final {gain or 'loss'}", "diverged"]]
-    metrics, averaged = _columns(summary)
-    rows[0] += metrics + [f"mean {metric}" for metric in averaged]
-    for name, entry in summary["optimizers"].items():
-        lr = "learned" if entry["lr"] is None else f"{entry['lr']:.3g}"
-        figures = [with_ci(entry[kind], sign=-1 if gain else 1) for kind in ("sum", "final")]
-        row = [name, lr, *figures, f"{entry['diverged']} of {total}"]
-        row += [with_ci(entry["metrics"][metric]) for metric in metrics]
-        rows.append(row + [with_ci(entry["readings"][metric]["mean"]) for metric in averaged])
-    of_tasks = f" of {summary['tasks']} tasks" if "tasks" in summary else ""
-    over = " over tasks" if of_tasks else ""
-    head = (
-        f"{summary['optimizee']}, {total} held-out problems{of_tasks}, {summary['steps']} steps, mean ± half of the "
-        f"95 % confidence interval{over}:"
-    )
-    return "\n".join([head, *align(rows)])
-
-
-def with_ci(value: Mapping[str, float | None], sign: int = 1) -> str:
-    """A mean with its confidence interval, as it is printed; of losses that are minus a gain with the sign −1."""
-    mean, half = value["mean"], value["ci95"]
-    if mean is None or not math.isfinite(mean):
-        return "diverged"
-    spread = "" if half is None or not math.isfinite(half) else f" ± {half:.2g}"
-    return f"{sign * mean:.4g}{spread}"
-
-
-def align(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines of left-aligned columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

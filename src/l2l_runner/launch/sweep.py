@@ -121,7 +121,7 @@ class Sweep:
 
     def sum_up(self, stopped: bool = False) -> bool:
         """Write sweep.csv, .json and .png, print the table and what has failed now; whether anything has."""
-        from l2l_runner.evaluation.curves import align
+        from l2l_runner.evaluation.statistics import align
         from l2l_runner.plots import plotting
         from l2l_runner.runs.folder import RunFolder
 

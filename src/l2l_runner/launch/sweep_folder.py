@@ -19,10 +19,8 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from l2l_runner.errors import StorageError
+from l2l_runner.runs.folder import WHERE_KEYS
 from l2l_runner.stopping import POLL, Stopped, relayed
-
-WHERE_KEYS = ("resume", "data", "device.name", "device.threads", "kernel", "logger")
-"""Keys that say where and with what help a run is computed, but not what: unless a sweep goes over them."""
 
 
 def identity(config: Mapping[str, Any], swept: Collection[str]) -> str:

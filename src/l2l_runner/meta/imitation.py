@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from l2l_runner import streams
-from l2l_runner.meta.base import Estimate, MetaGradient
+from l2l_runner.errors import ConfigError
+from l2l_runner.fields import above, at_least, choice, within
+from l2l_runner.meta.base import Estimate, MetaGradient, Unroll, UnrolledMetaConfig
 from l2l_runner.meta.tbptt import TBPTT
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedRule, Optimizer
+from l2l_runner.optimizers.base import LearnedRule, Optimizer, RuleConfig
+from l2l_runner.optimizers.hand_designed import Adam
 from l2l_runner.unroll import start, unroll
 
 
@@ -70,3 +73,59 @@ class Imitation(MetaGradient):
 
 def _as_they_are(cotangents: Tensor) -> Tensor:
     return cotangents
+
+
+@dataclass(frozen=True, kw_only=True)
+class TBPTTConfig(UnrolledMetaConfig):
+    """Meta-training by truncated back-propagation through time, on some of the meta-steps by imitation of Adam.
+
+    Attributes:
+        imitation: fraction of the meta-steps that train on the distance to Adam's updates instead of on the meta-loss.
+        expert_lr: learning rate of that Adam.
+        second_order: keep the derivatives of the optimizee's gradients.
+        engine: replay or graph (see meta/tbptt.py); auto takes replay where it holds.
+        coordinates: replay a random sample of so many coordinates per window (unbiased), of groups so many of each;
+            null for all.
+        chunk: coordinates replayed at once, which bounds memory; null for as many as suit the kernel.
+    """
+
+    name: str = choice("tbptt")
+    imitation: float = within(0, 1)
+    expert_lr: float = above(0)
+    second_order: bool
+    engine: str = choice("auto", "replay", "graph")
+    coordinates: int | None = at_least(1)
+    chunk: int | None = at_least(1)
+
+    def estimator(self, unroll: Unroll, rule: RuleConfig) -> MetaGradient:
+        if self.second_order and self.engine == "replay":
+            raise ConfigError(
+                "meta.engine=replay cannot be combined with meta.second_order=true, because the replay holds gradients "
+                "constant: use meta.engine=auto or meta.engine=graph."
+            )
+        if self.weights == "final" and unroll.length < unroll.steps:
+            raise ConfigError(
+                f"meta.weights=final leaves every window but the last without a gradient (unroll.length="
+                f"{unroll.length} of unroll.steps={unroll.steps}): use unroll=full, or meta.weights=linear."
+            )
+        replays = not self.second_order and self.engine != "graph"
+        if self.coordinates is not None and not (replays and rule.coordinatewise):
+            raise ConfigError(
+                f"meta.coordinates={self.coordinates} samples the coordinates of a replay, which needs "
+                "meta.second_order=false, meta.engine=auto or replay, and a coordinatewise optimizer: change these, "
+                "or use meta.coordinates=null."
+            )
+        engine = ("graph" if self.second_order else "replay") if self.engine == "auto" else self.engine
+        tbptt = TBPTT(
+            length=unroll.length,
+            steps=unroll.steps,
+            weights=self.weights,
+            second_order=self.second_order,
+            engine=engine,
+            coordinates=self.coordinates,
+            chunk=self.chunk,
+        )
+        if not self.imitation:
+            return tbptt
+        adam = Adam(lr=self.expert_lr, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8)
+        return Imitation(tbptt=tbptt, expert=adam, fraction=self.imitation)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from l2l_runner.fields import choice
 from l2l_runner.meta.base import Estimate, MetaGradient
-from l2l_runner.meta.starts import through_start
+from l2l_runner.meta.starts import StartConfig, through_start
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizers.base import LearnedRule
 
@@ -43,3 +44,12 @@ class Joint(MetaGradient):
                 (grads,) = torch.autograd.grad(loss.sum(), params)
             found = through_start(current, optimizer, grads / len(loss))
             yield Estimate(loss.detach().mean(), found, loss.detach().unsqueeze(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig(StartConfig):
+    """Joint training of all tasks, to be fine-tuned."""
+
+    kind = Joint
+
+    name: str = choice("joint")

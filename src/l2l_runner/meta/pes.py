@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from l2l_runner import streams
-from l2l_runner.meta.base import Estimate, MetaGradient, loss_weights, weighted_mean
+from l2l_runner.fields import above, at_least, choice
+from l2l_runner.meta.base import Estimate, MetaGradient, Unroll, UnrolledMetaConfig, loss_weights, weighted_mean
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedRule
+from l2l_runner.optimizers.base import LearnedRule, RuleConfig
 from l2l_runner.unroll import Point, start, unroll
 
 
@@ -59,15 +60,15 @@ class PES(MetaGradient):
             weights = all_weights[step : step + self.length]
             losses = point.loss.new_zeros(len(weights), len(point.loss))
             differences = torch.zeros_like(totals[:, 0])
-            for i, (above, below) in enumerate(pairs):
+            for i, (plus, minus) in enumerate(pairs):
                 noise = self.sigma * streams.normal(seed, sum(sizes), f"perturbation {i}", step)
                 perturbation = noise[0].to(totals)
-                above, losses_above = _run(problem, optimizer, perturbation, above, len(weights))
-                below, losses_below = _run(problem, optimizer, -perturbation, below, len(weights))
-                pairs[i] = above, below
+                plus, losses_plus = _run(problem, optimizer, perturbation, plus, len(weights))
+                minus, losses_minus = _run(problem, optimizer, -perturbation, minus, len(weights))
+                pairs[i] = plus, minus
                 totals[i] += perturbation
-                differences[i] = weighted_mean(losses_above - losses_below, weights)
-                losses += (losses_above + losses_below) / (2 * self.pairs)
+                differences[i] = weighted_mean(losses_plus - losses_minus, weights)
+                losses += (losses_plus + losses_minus) / (2 * self.pairs)
             grads = torch.split(differences @ totals / (2 * self.sigma**2 * self.pairs), sizes)
             shaped = tuple(grad.view_as(parameter) for grad, parameter in zip(grads, parameters, strict=True))
             yield Estimate(weighted_mean(losses, weights), shaped, losses)
@@ -95,3 +96,20 @@ def _perturbed(optimizer: LearnedRule, perturbation: Tensor) -> Iterator[None]:
     finally:
         for parameter, value in zip(parameters, before, strict=True):
             parameter.copy_(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PESConfig(UnrolledMetaConfig):
+    """Meta-training by persistent evolution strategies.
+
+    Attributes:
+        pairs: antithetic pairs of trajectories with perturbed parameters.
+        sigma: standard deviation of the perturbations.
+    """
+
+    name: str = choice("pes")
+    pairs: int = at_least(1)
+    sigma: float = above(0)
+
+    def estimator(self, unroll: Unroll, rule: RuleConfig) -> PES:
+        return PES(length=unroll.length, steps=unroll.steps, weights=self.weights, pairs=self.pairs, sigma=self.sigma)

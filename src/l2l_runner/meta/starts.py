@@ -6,16 +6,18 @@ Leap: Flennerhag et al. 2019 (arXiv 1812.01054).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from l2l_runner.meta.base import Estimate, Grads, MetaGradient
+from l2l_runner.errors import ConfigError
+from l2l_runner.fields import at_least, choice
+from l2l_runner.meta.base import Estimate, Grads, MetaGradient, MetaTrainingConfig, Unroll
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedRule
+from l2l_runner.optimizers.base import START, UPDATES, WARP, LearnedRule, RuleConfig
 from l2l_runner.unroll import Graph, Point, start, unroll
 
 
@@ -141,3 +143,69 @@ class Leap(FirstOrder):
     """The gradient of the length of the trajectory on the surface of its loss; see `LeapPull`."""
 
     pull = LeapPull
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig(MetaTrainingConfig):
+    """Meta-training of a starting point.
+
+    Attributes:
+        inner_steps: steps of the trajectories that it learns from; null for unroll.steps, which validation takes.
+    """
+
+    needs = frozenset({START})
+    kind: ClassVar[Callable[..., MetaGradient]]
+
+    inner_steps: int | None = at_least(1)
+
+    @property
+    def learns(self) -> frozenset[str]:
+        return frozenset({START})
+
+    def estimator(self, unroll: Unroll, rule: RuleConfig) -> MetaGradient:
+        if self.inner_steps is not None and self.curriculum is not None:
+            raise ConfigError(
+                f"meta.inner_steps={self.inner_steps} fixes the trajectories that meta.curriculum would lengthen: set "
+                "one of them to null."
+            )
+        return type(self).kind(steps=self.inner_steps or unroll.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAMLConfig(StartConfig):
+    """Second derivatives through the steps, which also teach learned rates and warp layers."""
+
+    kind = MAML
+
+    name: str = choice("maml")
+
+    @property
+    def learns(self) -> frozenset[str]:
+        return frozenset({START, WARP, UPDATES})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FOMAMLConfig(StartConfig):
+    """MAML without second derivatives."""
+
+    kind = FOMAML
+
+    name: str = choice("fomaml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReptileConfig(StartConfig):
+    """The start moves towards where the trajectories end."""
+
+    kind = Reptile
+
+    name: str = choice("reptile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeapConfig(StartConfig):
+    """The start moves so that the trajectories get shorter."""
+
+    kind = Leap
+
+    name: str = choice("leap")

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from l2l_runner import streams
+from l2l_runner.errors import ConfigError
+from l2l_runner.fields import at_least, choice
 from l2l_runner.layout import Layout
-from l2l_runner.meta.base import Estimate, Grads, MetaGradient, added
+from l2l_runner.meta.base import Estimate, Grads, MetaGradient, MetaTrainingConfig, Unroll, added
 from l2l_runner.meta.starts import LeapPull, through_start
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedRule
+from l2l_runner.optimizers.base import START, UPDATES, WARP, LearnedRule, RuleConfig
 from l2l_runner.unroll import start, unroll
 
 
@@ -137,3 +139,59 @@ class WarpGrad(MetaGradient):
             meta_loss = tasks.loss(tasks.layout.views(stepped), step + 1).mean()
             found = torch.autograd.grad(meta_loss, list(optimizer.parameters()), allow_unused=True)
         return meta_loss.detach(), found
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpGradConfig(MetaTrainingConfig):
+    """Meta-training of warp layers, and of the start by Leap where the optimizer learns one.
+
+    Attributes:
+        algorithm: online accumulates a meta-gradient along the trajectories, offline replays their points.
+        approximate: leave out the second derivatives.
+        batch: points of a replayed minibatch, each of which gives a meta-update.
+        epochs: times that all points are replayed.
+        shuffle: replay in random order; otherwise trajectory by trajectory.
+        every: points of a trajectory that are stored for it: each (1), every second (2), …
+        memory: megabytes that they may take; where they take more, fewer are stored, evenly spaced.
+    """
+
+    needs = frozenset({WARP})
+
+    name: str = choice("warpgrad")
+    algorithm: str = choice("online", "offline")
+    approximate: bool
+    batch: int = at_least(1)
+    epochs: int = at_least(1)
+    shuffle: bool
+    every: int = at_least(1)
+    memory: int = at_least(1)
+
+    @property
+    def learns(self) -> frozenset[str]:
+        return frozenset({WARP, START, UPDATES})
+
+    @property
+    def ignored_keys(self) -> tuple[str, ...]:
+        return OFFLINE_ONLY_KEYS if self.algorithm == "online" else ()
+
+    def estimator(self, unroll: Unroll, rule: RuleConfig) -> WarpGrad:
+        if self.approximate and UPDATES in rule.learns:
+            raise ConfigError(
+                "meta.approximate=true takes steps for constants, from which optimizer.transform could learn nothing: "
+                "use meta.approximate=false, or optimizer.transform=none."
+            )
+        return WarpGrad(
+            steps=unroll.steps,
+            algorithm=self.algorithm,
+            approximate=self.approximate,
+            batch=self.batch,
+            epochs=self.epochs,
+            shuffle=self.shuffle,
+            every=self.every,
+            memory=self.memory << 20,
+            leap=START in rule.learns,
+        )
+
+
+OFFLINE_ONLY_KEYS = ("meta.batch", "meta.epochs", "meta.every", "meta.memory", "meta.shuffle")
+"""Keys of the replay, which meta.algorithm=online has no use for."""

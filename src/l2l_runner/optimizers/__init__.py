@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from l2l_runner.optimizers.adaptation import Adaptation, AdaptationConfig
-from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, Optimizer, State
+from l2l_runner.optimizers.base import RULES, LearnedConfig, LearnedRule, Optimizer, RuleConfig, State
 from l2l_runner.optimizers.grouped import Group, Grouped, GroupsConfig
-from l2l_runner.optimizers.hand_designed import NAG, SGD, Adam, HandDesigned, Momentum, RMSprop
+from l2l_runner.optimizers.hand_designed import NAG, SGD, Adam, HandDesigned, Momentum, NoMetaTraining, RMSprop
 from l2l_runner.optimizers.lstm import LSTM, LSTMConfig
 from l2l_runner.optimizers.rnnprop import RNNprop, RNNpropConfig
 from l2l_runner.optimizers.transformed import (
@@ -24,7 +24,7 @@ HAND_DESIGNED: dict[str, type[HandDesigned]] = {
     "nag": NAG,
     "rms": RMSprop,
     "adam": Adam,
-    "none": SGD,  # at a given rate, beside optimizers that have learned where to start
+    "none": NoMetaTraining,
 }
 LEARNED: dict[str, type[LearnedConfig]] = {
     "lstm": LSTMConfig,
@@ -39,10 +39,14 @@ LEARNED: dict[str, type[LearnedConfig]] = {
     "warp_rnn": WarpRNNConfig,
 }
 
+RULES.update(HAND_DESIGNED)
+RULES.update(LEARNED)
+
 __all__ = [
     "HAND_DESIGNED",
     "LEARNED",
     "LSTM",
+    "RULES",
     "Adam",
     "Adaptation",
     "AdaptationConfig",
@@ -56,6 +60,7 @@ __all__ = [
     "Optimizer",
     "RNNprop",
     "RNNpropConfig",
+    "RuleConfig",
     "State",
     "Transformed",
     "WarpRNN",

@@ -12,11 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, choice
+from l2l_runner.fields import above, choice, named
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Problem
 from l2l_runner.optimizees.wrapped import Started
-from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, State, check_patterns, drawn_from, fits, key_of
+from l2l_runner.optimizers.base import (
+    START,
+    UPDATES,
+    WARP,
+    LearnedConfig,
+    LearnedRule,
+    State,
+    check_patterns,
+    drawn_from,
+    fits,
+    key_of,
+)
 from l2l_runner.optimizers.transformed import PATTERNS, MetaSGDConfig, Transformed
 from l2l_runner.optimizers.warp import WarpConfig
 
@@ -34,6 +45,7 @@ class AdaptationConfig(LearnedConfig):
         transform: T, of each tensor: none, or one that is learned with the start, as in MetaSGD and meta-curvature.
     """
 
+    name: str = named("maml", "fomaml", "reptile", "leap", "finetune", "warp", "warp_leap")
     lr: float = above(0)
     start: str = choice("learned", "random")
     fresh: tuple[str, ...]
@@ -62,6 +74,11 @@ class AdaptationConfig(LearnedConfig):
     def learns_start(self) -> bool:
         """Whether θ0 is learned."""
         return self.start == "learned"
+
+    @property
+    def learns(self) -> frozenset[str]:
+        parts = {START: self.learns_start, WARP: self.warp is not None, UPDATES: self.transform != "none"}
+        return frozenset(part for part, learned in parts.items() if learned)
 
     def build(self, layout: Layout, generator: torch.Generator) -> Adaptation:
         with drawn_from(generator):

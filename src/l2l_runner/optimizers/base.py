@@ -22,7 +22,12 @@ class Optimizer(ABC):
 
     It sees the parameters of all problems as one tensor [problems, coordinates], and treats each problem by itself. The
     other methods have defaults that suit a rule which learns nothing.
+
+    Attributes:
+        lr: learning rate of a hand-designed rule; None for a learned one.
     """
+
+    lr: float | None = None
 
     @abstractmethod
     def init(self, params: Tensor) -> State:
@@ -67,24 +72,45 @@ class Optimizer(ABC):
         """
 
 
-class LearnedConfig(ABC):
-    """The settings of a learned update rule, from which it is built for problems with certain parameters.
+UPDATES, START, WARP, GATES = "updates", "start", "warp layers", "gates"
+"""What can be learned: the updates themselves, the starting point, layers between those that a task adapts, and gates
+of recurrent cells. The losses run through the last two."""
+
+
+class RuleConfig(ABC):
+    """The settings of an update rule, from which it is built for problems with certain parameters.
 
     Attributes:
+        name: by which `RULES` offers it.
+        learns: what is meta-learned: some of UPDATES, START, WARP and GATES; nothing of a hand-designed rule.
         coordinatewise: as in the rule itself.
-        direct: whether losses run through what is learned, as through warp layers, rather than depend on it by updates.
     """
 
+    name: str
     coordinatewise: bool = False
-    direct: bool = False
+
+    @property
+    def learns(self) -> frozenset[str]:
+        return frozenset({UPDATES})
 
     @abstractmethod
-    def build(self, layout: Layout, generator: torch.Generator) -> LearnedRule:
-        """The rule at its random start.
+    def build(self, layout: Layout, generator: torch.Generator) -> Optimizer:
+        """Return the rule at its random start, drawn from `generator`.
 
         Raises:
-            ConfigError: it is none for such parameters.
+            ConfigError: there is none for such parameters.
         """
+
+
+class LearnedConfig(RuleConfig):
+    """The settings of a learned update rule."""
+
+    @abstractmethod
+    def build(self, layout: Layout, generator: torch.Generator) -> LearnedRule: ...
+
+
+RULES: dict[str, type[RuleConfig]] = {}
+"""The settings of all rules by their names; `optimizers/__init__.py` fills it."""
 
 
 class Part(NamedTuple):

@@ -14,10 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
+from l2l_runner.fields import named, one_of
 from l2l_runner.layout import Columns, Layout
-from l2l_runner.optimizers.adaptation import AdaptationConfig
-from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, Optimizer, Part, State, fits
-from l2l_runner.optimizers.hand_designed import HandDesigned
+from l2l_runner.optimizers.base import (
+    RULES,
+    UPDATES,
+    LearnedConfig,
+    LearnedRule,
+    Optimizer,
+    Part,
+    RuleConfig,
+    State,
+    fits,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +34,7 @@ class Group:
     """patterns: shell patterns of parameter names. optimizer: what updates the parameters that they fit."""
 
     patterns: tuple[str, ...]
-    optimizer: HandDesigned | LearnedConfig
+    optimizer: RuleConfig = one_of(RULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,7 @@ class GroupsConfig(LearnedConfig):
         groups: by name; null is no group.
     """
 
+    name: str = named("groups")
     groups: dict[str, Group | None]
 
     def __post_init__(self) -> None:
@@ -47,14 +57,14 @@ class GroupsConfig(LearnedConfig):
         for name, group in self.given.items():
             if not name.isidentifier():
                 raise ConfigError(f"optimizer.groups has a group {name!r}; expected a name of letters, digits and _.")
-            if isinstance(group.optimizer, GroupsConfig):
+            if group.optimizer.name == self.name:
                 raise ConfigError(f"optimizer.groups.{name}.optimizer is groups again: put those beside the others.")
-            if isinstance(group.optimizer, AdaptationConfig):
+            if not group.optimizer.learns <= {UPDATES}:
                 raise ConfigError(
-                    f"optimizer.groups.{name}.optimizer learns where to start or warp layers, and groups have rules of "
-                    "updates alone: give it another, such as lstm or sgd."
+                    f"optimizer.groups.{name}.optimizer learns {' and '.join(sorted(group.optimizer.learns))}, and a "
+                    "group takes rules that learn updates or nothing: give it another, such as lstm or sgd."
                 )
-        if not any(isinstance(group.optimizer, LearnedConfig) for group in self.given.values()):
+        if not any(group.optimizer.learns for group in self.given.values()):
             found = f"in {', '.join(self.given)}" if self.given else "there is no group"
             raise ConfigError(
                 f"optimizer.groups has nothing to be learned ({found}): give one of its groups a learned optimizer, "
@@ -70,7 +80,7 @@ class GroupsConfig(LearnedConfig):
     def coordinatewise(self) -> bool:  # type: ignore[override]
         """Whether all learned ones are."""
         rules = [group.optimizer for group in self.given.values()]
-        return all(rule.coordinatewise for rule in rules if isinstance(rule, LearnedConfig))
+        return all(rule.coordinatewise for rule in rules if rule.learns)
 
     def assign(self, layout: Layout) -> dict[str, list[str]]:
         """The names of each group's parameters, in the layout's order.
@@ -108,7 +118,7 @@ class GroupsConfig(LearnedConfig):
         rules: dict[str, Optimizer] = {}
         for name, own in self.assign(layout).items():
             rule = self.given[name].optimizer
-            rules[name] = rule.build(layout.only(own), generator) if isinstance(rule, LearnedConfig) else rule
+            rules[name] = rule.build(layout.only(own), generator)
         return Grouped(self, rules, layout)
 
 

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from l2l_runner.fields import above, at_least, between
-from l2l_runner.optimizers.base import Optimizer, State
+from l2l_runner.fields import above, at_least, between, named
+from l2l_runner.layout import Layout
+from l2l_runner.optimizers.base import Optimizer, RuleConfig, State
 
 
 @dataclass(frozen=True, kw_only=True)
-class HandDesigned(Optimizer):
-    """What all of them have.
+class HandDesigned(RuleConfig, Optimizer):
+    """What all of them have; the settings are the rule.
 
     Attributes:
+        held_out: whether a run of it by itself is compared with tuned baselines on held-out problems, as runs of
+            learned rules are. Others run on validation problems alone, where their learning rate can be chosen.
         lr: learning rate.
         weight_decay: factor of the parameters that is added to the gradient.
     """
 
+    coordinatewise = True
+    held_out: ClassVar[bool] = False
+
     lr: float = above(0)
     weight_decay: float = at_least(0)
+
+    @property
+    def learns(self) -> frozenset[str]:
+        return frozenset()
+
+    def build(self, layout: Layout, generator: torch.Generator) -> HandDesigned:
+        return self
 
     def decayed(self, grads: Tensor, params: Tensor) -> Tensor:
         return grads + self.weight_decay * params if self.weight_decay else grads
@@ -31,11 +45,22 @@ class HandDesigned(Optimizer):
 class SGD(HandDesigned):
     """u = −lr g."""
 
+    name: str = named("sgd")
+
     def init(self, params: Tensor) -> State:
         return ()
 
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
         return -self.lr * self.decayed(grads, params), ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoMetaTraining(SGD):
+    """SGD at a given rate from random starts, for comparison with rules that learned where to start."""
+
+    held_out = True
+
+    name: str = named("none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +71,7 @@ class Momentum(HandDesigned):
         momentum: μ.
     """
 
+    name: str = named("momentum")
     momentum: float = between(0, 1)
 
     def init(self, params: Tensor) -> State:
@@ -59,6 +85,8 @@ class Momentum(HandDesigned):
 @dataclass(frozen=True, kw_only=True)
 class NAG(Momentum):
     """b ← μ b + g, u = −lr (g + μ b) (Nesterov 1983, in torch.optim's form)."""
+
+    name: str = named("nag")
 
     def update(self, grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
         grads = self.decayed(grads, params)
@@ -76,6 +104,7 @@ class RMSprop(HandDesigned):
         momentum: μ.
     """
 
+    name: str = named("rms")
     alpha: float = between(0, 1)
     eps: float = above(0)
     momentum: float = between(0, 1)
@@ -101,6 +130,7 @@ class Adam(HandDesigned):
         eps: ε.
     """
 
+    name: str = named("adam")
     beta1: float = between(0, 1)
     beta2: float = between(0, 1)
     eps: float = above(0)

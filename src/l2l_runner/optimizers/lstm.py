@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, at_least, between, choice
+from l2l_runner.fields import above, at_least, between, choice, named
 from l2l_runner.kernels import FEATURES, State
 from l2l_runner.layout import Layout
 from l2l_runner.optimizers.base import LearnedConfig
@@ -29,6 +29,7 @@ class LSTMConfig(LearnedConfig):
         output_scale: factor of the network's output.
     """
 
+    name: str = named("lstm")
     hidden: int = at_least(1)
     layers: int = at_least(1)
     coordinatewise: bool = field()

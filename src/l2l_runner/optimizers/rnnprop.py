@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l_runner.fields import above, at_least, between
+from l2l_runner.fields import above, at_least, between, named
 from l2l_runner.kernels import State
 from l2l_runner.layout import Layout
 from l2l_runner.optimizers.base import LearnedConfig
@@ -29,6 +29,7 @@ class RNNpropConfig(LearnedConfig):
 
     coordinatewise = True
 
+    name: str = named("rnnprop")
     hidden: int = at_least(1)
     layers: int = at_least(1)
     beta1: float = between(0, 1)

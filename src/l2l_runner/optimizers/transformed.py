@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from l2l_runner.errors import ConfigError, reason
-from l2l_runner.fields import above, at_least, choice
+from l2l_runner.fields import above, at_least, choice, named
 from l2l_runner.imports import module_maker
 from l2l_runner.layout import Layout
 from l2l_runner.optim import (
@@ -64,6 +64,8 @@ class TransformedConfig(LearnedConfig):
 class MetaSGDConfig(TransformedConfig):
     """A learned rate an element, lr at the start (Li et al. 2017, arXiv 1707.09835)."""
 
+    name: str = named("metasgd")
+
     def transform(self) -> Transform:
         return MetaSGD
 
@@ -71,6 +73,8 @@ class MetaSGDConfig(TransformedConfig):
 @dataclass(frozen=True, kw_only=True)
 class MetaCurvatureConfig(TransformedConfig):
     """A learned matrix for each dimension of a tensor (Park & Oliva 2019, arXiv 1902.03356)."""
+
+    name: str = named("metacurvature")
 
     def transform(self) -> Transform:
         return MetaCurvatureTransform
@@ -85,6 +89,7 @@ class KroneckerConfig(TransformedConfig):
         bias: add a learned constant.
     """
 
+    name: str = named("kronecker")
     psd: bool
     bias: bool
 
@@ -101,6 +106,7 @@ class ModuleTransformConfig(TransformedConfig):
         identity: add the gradient to what the module makes of it, and start the module at zero.
     """
 
+    name: str = named("module_transform")
     module: str
     identity: bool
 
@@ -140,6 +146,7 @@ class HypergradientConfig(TransformedConfig):
         rates: one for all (`global`), one a tensor, or one an element.
     """
 
+    name: str = named("hypergradient")
     init: float = at_least(0)
     rates: str = choice("global", "tensor", "element")
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, at_least
+from l2l_runner.fields import above, at_least, named
 from l2l_runner.layout import Layout, Site
 from l2l_runner.optimizees.base import Problem
-from l2l_runner.optimizers.base import LearnedConfig, LearnedRule, State, drawn_from
+from l2l_runner.optimizers.base import GATES, LearnedConfig, LearnedRule, State, drawn_from
 from l2l_runner.optimizers.hand_designed import Adam
 
 Memory = tuple[Tensor, Tensor]
@@ -33,11 +33,14 @@ class WarpRNNConfig(LearnedConfig):
         hidden: units of each LSTM.
     """
 
-    direct = True
-
+    name: str = named("warp_rnn")
     lr: float = above(0)
     clip: float | None = above(0)
     hidden: int = at_least(1)
+
+    @property
+    def learns(self) -> frozenset[str]:
+        return frozenset({GATES})
 
     def build(self, layout: Layout, generator: torch.Generator) -> WarpRNN:
         cells = {name: site for name, site in layout.sites.items() if site.hidden}

@@ -9,9 +9,9 @@ from typing import Any
 
 import jinja2
 
-from l2l_runner.evaluation.curves import with_ci
+from l2l_runner.evaluation.statistics import with_ci
+from l2l_runner.files import write_atomically
 from l2l_runner.plots.plotting import LABELS
-from l2l_runner.runs.checkpoint import write_atomically
 
 PAGES = ("index.html", "index.md")
 BASE = Path(__file__).parent / "templates"

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
-from l2l_runner.runs.checkpoint import write_atomically
+from l2l_runner.files import write_atomically
 
 COLOURS = {
     "lstm": "#D55E00",

@@ -1,17 +1,15 @@
-"""Checkpoints: a whole truth, written atomically, read without executing anything.
+"""Checkpoints: the whole state of a run, written atomically, read without executing anything.
 
-A checkpoint is a dictionary of plain values and tensors: `format`, the `config` that made it (as composed), the
-`optimizer`'s parameters, and, for resuming, the `meta_optimizer`'s state and the `progress` of the run.
+A checkpoint is a dictionary of plain values and tensors: `format`, the `config` that made it, the `optimizer`'s
+parameters, and, for resuming, the `meta_optimizer`'s state and the `progress` of the run.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,55 +18,36 @@ import torch
 from torch import nn
 
 from l2l_runner import streams
-from l2l_runner.cards import pretrained
-from l2l_runner.errors import CheckpointError, ConfigError, StorageError
-from l2l_runner.fields import did_you_mean
-from l2l_runner.optimizers import LEARNED, HandDesigned, LearnedRule
-from l2l_runner.schema import parse_optimizee, parse_optimizer
+from l2l_runner.errors import CheckpointError, ConfigError
+from l2l_runner.fields import did_you_mean, parse_one_of, plain
+from l2l_runner.files import write_atomically
+from l2l_runner.optimizees import OPTIMIZEES, Optimizee
+from l2l_runner.optimizers import LEARNED, LearnedConfig, LearnedRule
+from l2l_runner.schema import TrainConfig
+from l2l_runner.weights import pretrained
 
 FORMAT = 1
 FOLDER = 0x10  # the attribute of a folder in a ZIP archive
-SINCE = {"module": {"labels": None}}  # what keys that optimizees of older checkpoints haven't got stand for in them
+PACKED = ("seed", "meta_batch", "score", "optimizee", "optimizer", "unroll", "meta")
+"""Groups of the configuration that a packed checkpoint keeps."""
+
 _KEYS = {"format", "config", "optimizer", "meta_optimizer", "progress"}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, wholly or not at all, even if the machine stops meanwhile.
-
-    Raises:
-        StorageError: the folder cannot be written, or is full; what was there before is untouched.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        kept = "; what was there before is untouched" if path.exists() else ""
-        raise StorageError(
-            f"{path} could not be written ({error.strerror}){kept}: make room or permit writing there, then resume."
-        ) from error
-
-
 def run_state(
-    composed: Mapping[str, Any], progress: Any, optimizer: nn.Module | None = None, meta_optimizer: Any = None
+    config: TrainConfig, progress: Any, optimizer: nn.Module | None = None, meta_optimizer: Any = None
 ) -> dict[str, Any]:
-    """What every run's checkpoint holds; `optimizer` and `meta_optimizer` are None where nothing is meta-learned.
+    """Return what every run's checkpoint holds.
 
     Args:
-        composed: the configuration.
+        config: the configuration.
         progress: a dataclass of plain values.
-        optimizer: what is meta-learned.
-        meta_optimizer: the torch.optim.Optimizer that learns it.
+        optimizer: what is meta-learned; None where nothing is.
+        meta_optimizer: the torch.optim.Optimizer that learns it; None where nothing is meta-learned.
     """
     parameters = {} if optimizer is None else optimizer.state_dict()
     return {
-        "config": dict(composed),
+        "config": plain(config),
         "optimizer": {key: value.detach().cpu() for key, value in parameters.items()},
         "meta_optimizer": {} if meta_optimizer is None else meta_optimizer.state_dict(),
         "progress": asdict(progress),
@@ -130,36 +109,46 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint format {content['format']}; expected {FORMAT}: read it with the version of "
             "l2l_runner that wrote it."
         )
-    optimizee = content["config"].get("optimizee", {})
-    optimizee.update({**SINCE.get(optimizee.get("name"), {}), **optimizee})
     return content
 
 
-def build_optimizer(config: Mapping[str, Any], seed: int) -> LearnedRule:
-    """A new learned optimizer for a composed configuration, initialised from (seed, "optimizer")."""
-    settings = parse_optimizer(config["optimizer"])
-    if isinstance(settings, HandDesigned):
-        name = config["optimizer"]["name"]
-        raise ConfigError(f"optimizer={name} has nothing to be meta-learned: use a learned one ({', '.join(LEARNED)}).")
-    layout = parse_optimizee(config["optimizee"]).layout()
-    built: LearnedRule = settings.build(layout, streams.generator(seed, "optimizer"))
-    return built
+def pack(source: Path, target: Path) -> None:
+    """Write a checkpoint of what was learned alone: no paths, nothing that only resuming needs."""
+    content = load(source)
+    config = {key: content["config"][key] for key in PACKED}
+    progress = {"step": content["progress"]["step"]}
+    save(target, {"config": config, "optimizer": content["optimizer"], "meta_optimizer": {}, "progress": progress})
 
 
-def restore_optimizer(content: Mapping[str, Any], path: Path) -> LearnedRule:
-    """The learned optimizer that a checkpoint holds, built from the configuration inside it.
+def build_rule(settings: LearnedConfig, optimizee: Optimizee, seed: int) -> LearnedRule:
+    """Return a new learned rule for an optimizee's problems, initialised from (seed, "optimizer")."""
+    return settings.build(optimizee.layout(), streams.generator(seed, "optimizer"))
+
+
+def trained_optimizee(content: Mapping[str, Any]) -> Optimizee:
+    """Return the optimizee that a checkpoint's optimizer was trained on.
+
+    Raises:
+        ConfigError: this version has no such optimizee.
+    """
+    return parse_one_of(OPTIMIZEES, content["config"]["optimizee"], "optimizee")
+
+
+def restore_rule(content: Mapping[str, Any], path: Path) -> LearnedRule:
+    """Return the learned rule that a checkpoint holds, built from the configuration inside it.
 
     Raises:
         CheckpointError: the parameters are not those of that configuration.
     """
     try:
-        optimizer = build_optimizer(content["config"], 0)
+        settings = parse_one_of(LEARNED, content["config"]["optimizer"], "optimizer")
+        rule = build_rule(settings, trained_optimizee(content), 0)
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"The configuration inside {path} is none that this version can build: {error}"
+            f"This version cannot build the optimizer of the configuration in {path}: {error}"
         ) from error
-    load_parameters(optimizer, content["optimizer"], path)
-    return optimizer
+    load_parameters(rule, content["optimizer"], path)
+    return rule
 
 
 def load_parameters(optimizer: LearnedRule, parameters: Mapping[str, Any], path: Path) -> None:

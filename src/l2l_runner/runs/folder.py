@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from l2l_runner import files
 from l2l_runner.errors import FolderTaken, StorageError
-from l2l_runner.runs import checkpoint
-from l2l_runner.runs.checkpoint import write_atomically
+from l2l_runner.files import jsonable, with_nan
+
+WHERE_KEYS = ("resume", "data", "device.name", "device.threads", "kernel", "logger")
+"""Keys that say where and with what help a run is computed, but not what: unless a sweep goes over them."""
 
 RESUMING = ".resuming"  # where Hydra writes a resumption's settings until they are accepted
-
-
-def jsonable(value: Any) -> Any:
-    """The value with non-finite numbers as null, which is what JSON has for them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    return value
-
-
-def with_nan(value: Any) -> Any:
-    """The value with NaN for null, in which `jsonable` has put all that isn't finite."""
-    if value is None:
-        return math.nan
-    if isinstance(value, dict):
-        return {key: with_nan(item) for key, item in value.items()}
-    return [with_nan(item) for item in value] if isinstance(value, list) else value
 
 
 class Tracker:
@@ -150,16 +132,15 @@ class RunFolder:
         return [{key: with_nan(value) for key, value in record.items() if key != "event"} for record in records]
 
     def write_json(self, name: str, content: Any) -> Path:
-        """Write a JSON file of the folder, atomically."""
+        """Write a JSON file of the folder, atomically; return its path."""
         path = self.path / name
-        write_atomically(path, json.dumps(jsonable(content), indent=1).encode() + b"\n")
+        files.write_json(path, content)
         self.tracker.content(path, jsonable(content))
         return path
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file of the folder; None where it isn't there."""
-        path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
+        """Read a JSON file of the folder; None if it does not exist."""
+        return files.read_json(self.path / name)
 
     def draw(self, plot: Callable[..., None], names: str | Sequence[str], *data: Any) -> Path:
         """Have a function of `plotting` draw a picture of the folder, or the same one under several names; the first.
@@ -171,13 +152,3 @@ class RunFolder:
         plot(paths[0] if isinstance(names, str) else paths, *data)
         self.tracker.picture(paths[0])
         return paths[0]
-
-    def save(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Write a checkpoint of the folder, atomically.
-
-        Raises:
-            StorageError: it could not be written.
-        """
-        checkpoint.save(path, content)
-        if path == self.last:
-            self.tracker.saved()

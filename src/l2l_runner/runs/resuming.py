@@ -1,4 +1,4 @@
-"""Going on with a run that was stopped: what may have changed meanwhile, and how a run says that it was."""
+"""Resuming a run: which settings may change meanwhile, and how a stopped run says how to resume it."""
 
 from __future__ import annotations
 
@@ -7,39 +7,37 @@ from typing import Any
 
 from l2l_runner import distributed
 from l2l_runner.errors import CheckpointError
-from l2l_runner.launch.sweep_folder import WHERE_KEYS
+from l2l_runner.fields import plain
 from l2l_runner.runs import checkpoint
-from l2l_runner.runs.folder import RunFolder
+from l2l_runner.runs.folder import WHERE_KEYS, RunFolder
+from l2l_runner.schema import TrainConfig
 from l2l_runner.stopping import Stopped
 
-# What may differ between a run and its resumption: how long and how often, where and with what help, but not what
-# is computed.
 FREE_KEYS = (
     *WHERE_KEYS,
     *("evaluate", "evaluation"),
     *("meta.steps", "meta.patience", "meta.advance", "meta.max_skipped", "meta.chunk", "meta.runs"),
 )
-
-# What keys that older runs haven't got stand for in them, where that isn't null.
-SINCE = {"meta.optimizer": "adam", "meta.scaling": 0.0, "meta.imitation": 0.0, "meta.expert_lr": 0.01}
+"""Keys that may differ between a run and its resumption: how long and how often, where and with what help, but not what
+is computed."""
 
 
 def stopped(where: str, folder: RunFolder, signal: int) -> Stopped:
-    """What to raise when a run has stopped somewhere, because of a signal, and saved its state."""
+    """Return what to raise when a run has stopped somewhere, because of a signal, and saved its state."""
     return Stopped(
-        f"Stopped at {where}; everything is saved. To go on:\n  {distributed.command()} {folder.how_to_resume}",
+        f"Stopped at {where}; everything is saved. To resume:\n  {distributed.command()} {folder.how_to_resume}",
         128 + signal,
     )
 
 
-def last_state(folder: RunFolder, composed: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a run's last checkpoint, to go on from with these settings.
+def last_state(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:
+    """Return the content of a run's last checkpoint, to be resumed with these settings.
 
     Raises:
         CheckpointError: it cannot be read, or what the run computes has changed.
     """
     content = checkpoint.load(folder.last)
-    changed = difference(composed, content["config"])
+    changed = difference(plain(config), content["config"])
     if changed:
         raise CheckpointError(
             f"{folder.path} cannot be resumed with other settings: {changed}; leave it as it was, or start a new run."
@@ -48,12 +46,12 @@ def last_state(folder: RunFolder, composed: Mapping[str, Any]) -> dict[str, Any]
 
 
 def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> str | None:
-    """The first key in which two configurations differ in what matters, with both values, or None."""
+    """Return the first key in which two configurations differ in what is computed, with both values, or None."""
     for key in [*mine, *(key for key in theirs if key not in mine)]:
         name = f"{path}{key}"
         if name in FREE_KEYS:
             continue
-        a, b = mine.get(key), theirs.get(key, SINCE.get(name))
+        a, b = mine.get(key), theirs.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found = difference(a, b, f"{name}.")
             if found:

@@ -15,7 +15,7 @@ import shutil
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,12 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from l2l_runner import distributed
 from l2l_runner.errors import StorageError, reason
-from l2l_runner.runs.folder import RunFolder, Tracker, jsonable
-from l2l_runner.schema import Logger, MLflowLogger, TensorBoardLogger
+from l2l_runner.fields import plain
+from l2l_runner.files import jsonable
+from l2l_runner.runs.folder import RunFolder, Tracker
+from l2l_runner.schema import Computed, MLflowLogger
 from l2l_runner.stopping import Stopped
 
 TRAJECTORY_FIELDS = ("run", "proportion", "arm")
@@ -96,16 +99,15 @@ def settings_of(composed: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def tracked(folder: RunFolder, logger: Logger, composed: Mapping[str, Any]) -> Iterator[Tracker]:
-    """Show what is written to a run's folder meanwhile; what is there already is shown first.
+def tracked(folder: RunFolder, config: Computed) -> Iterator[Tracker]:
+    """Show what is written to a run's folder meanwhile, on the first rank; what is there already is shown first.
 
     Raises:
-        StorageError: what shows it cannot be written.
+        StorageError: the logger's store cannot be written.
     """
-    if isinstance(logger, TensorBoardLogger):
-        folder.tracker = TensorBoard(folder, composed)
-    elif isinstance(logger, MLflowLogger):
-        folder.tracker = MLflow(folder, logger, composed)
+    make = TRACKERS[config.logger.name]
+    if make is not None and distributed.is_first():
+        folder.tracker = make(folder, config)
     status = "FAILED"
     try:
         yield folder.tracker
@@ -153,8 +155,8 @@ class TensorBoard(Shown):
     Where there are files of before, the new ones begin with the mark that makes TensorBoard forget what it has read.
     """
 
-    def __init__(self, folder: RunFolder, composed: Mapping[str, Any]):
-        self.path, self.settings = folder.path / "tensorboard", settings_of(composed)
+    def __init__(self, folder: RunFolder, config: Computed):
+        self.path, self.settings = folder.path / "tensorboard", settings_of(plain(config))
         self.writers: dict[str, Any] = {}
         self.lines: set[Path] = set()
         self._writer("")
@@ -220,7 +222,9 @@ class MLflow(Shown):
 
     FOLDER = "l2l_runner.folder"  # the tag by which a run is found again
 
-    def __init__(self, folder: RunFolder, logger: MLflowLogger, composed: Mapping[str, Any]):
+    def __init__(self, folder: RunFolder, config: Computed):
+        logger = config.logger
+        assert isinstance(logger, MLflowLogger)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which MLflow looks at when it is first imported
         self.store = Path(logger.store).expanduser().absolute()
         self.points: list[Scalar] = []
@@ -231,7 +235,7 @@ class MLflow(Shown):
         self.lock = FileLock(self.store / "mlflow.lock")  # SQLite has one writer at a time, and gives up soon
         super().__init__(folder)
         with self._writing(), self.lock:
-            self._open(logger.experiment, settings_of(composed))
+            self._open(logger.experiment, settings_of(plain(config)))
             self._commit()
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> None:
@@ -322,3 +326,11 @@ class MLflow(Shown):
             if self.folder.best.exists():
                 self.client.log_artifact(self.run, str(self.folder.best), "checkpoints")
             self.client.set_terminated(self.run, status)
+
+
+TRACKERS: dict[str, Callable[[RunFolder, Computed], Tracker] | None] = {
+    "none": None,
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+}
+"""What shows a run elsewhere, by the names of the loggers."""

@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from l2l_runner.files import write_atomically
 from l2l_runner.launch.sweep import keep_swept
 from l2l_runner.pages.reporting.runs import Run, RunCurves
 from l2l_runner.pages.reporting.settings import differing, flat
 from l2l_runner.plots import plotting
 from l2l_runner.plots.plotting import LABELS, draw_curves, new_axes, style_of
-from l2l_runner.runs.checkpoint import write_atomically
 
 DPI = 150
 WIDTH, HEIGHT = 5.6, 3.6  # inches: text stays readable on a phone

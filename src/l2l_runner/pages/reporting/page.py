@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import l2l_runner
-from l2l_runner.evaluation.curves import with_ci
+from l2l_runner.evaluation.statistics import with_ci
 from l2l_runner.pages.reporting.figures import LOSSES, Picture, curve_pictures, sweep_picture, validation_pictures
 from l2l_runner.pages.reporting.runs import Run
 from l2l_runner.pages.reporting.settings import differing, flat

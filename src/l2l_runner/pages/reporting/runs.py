@@ -17,11 +17,11 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from l2l_runner.errors import StorageError, UserError, reason
-from l2l_runner.evaluation.curves import with_ci
+from l2l_runner.evaluation.statistics import with_ci
+from l2l_runner.files import with_nan
 from l2l_runner.launch.sweep import overridden, place
 from l2l_runner.pages.write import COMPARED, comparison_rows
 from l2l_runner.runs import checkpoint
-from l2l_runner.runs.folder import with_nan
 
 INSIDE = {".hydra", ".resuming", "checkpoints", "frames"}
 """Folders of a run in which there are no other runs."""

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from l2l_runner.files import write_atomically
 from l2l_runner.optimizers import HAND_DESIGNED
 from l2l_runner.pages.reproduction.results import Results
+from l2l_runner.pages.reproduction.settings import Budget
 from l2l_runner.pages.reproduction.stages import grid
 from l2l_runner.plots.plotting import COLOURS, LABELS, draw_curves, new_axes, png, style_of
-from l2l_runner.runs.checkpoint import write_atomically
-from l2l_runner.schema import Budget
 
 DPI = 150
 

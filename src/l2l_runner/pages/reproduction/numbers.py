@@ -9,11 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from l2l_runner.evaluation.curves import with_ci
+from l2l_runner.evaluation.statistics import with_ci
 from l2l_runner.pages.reproduction.results import Results
+from l2l_runner.pages.reproduction.settings import Budget
 from l2l_runner.pages.reproduction.stages import grid
 from l2l_runner.plots.plotting import LABELS
-from l2l_runner.schema import Budget
 
 
 @dataclass(frozen=True)

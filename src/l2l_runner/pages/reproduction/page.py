@@ -10,15 +10,16 @@ from typing import Any
 
 import l2l_runner
 from l2l_runner.errors import ConfigError, reason
-from l2l_runner.evaluation.curves import with_ci
+from l2l_runner.evaluation.statistics import with_ci
+from l2l_runner.files import jsonable
 from l2l_runner.pages.reproduction.figures import Drawing, drawings
 from l2l_runner.pages.reproduction.numbers import NUMBERS, claims
 from l2l_runner.pages.reproduction.results import Results
 from l2l_runner.pages.reproduction.running import StageOutcome
+from l2l_runner.pages.reproduction.settings import ReproduceConfig
 from l2l_runner.pages.write import comparison_rows, write_pages
 from l2l_runner.plots.plotting import LABELS
-from l2l_runner.runs.folder import RunFolder, jsonable
-from l2l_runner.schema import ReproduceConfig
+from l2l_runner.runs.folder import RunFolder
 
 TITLE = "Learning to learn by gradient descent by gradient descent, reproduced"
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from l2l_runner.files import with_nan
 from l2l_runner.optimizers import HAND_DESIGNED
 from l2l_runner.pages.reproduction.running import StageOutcome
-from l2l_runner.runs.folder import with_nan
 
 Value = Mapping[str, float]
 """A `mean` with `ci95`, half of its 95 % confidence interval."""

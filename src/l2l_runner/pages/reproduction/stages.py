@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from l2l_runner.errors import ConfigError
 from l2l_runner.fields import did_you_mean
-from l2l_runner.schema import Budget, ReproduceConfig
+from l2l_runner.pages.reproduction.settings import Budget, ReproduceConfig
 
 _REFERENCE = re.compile(r"<([\w-]+)>")
 
