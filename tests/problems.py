@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
 
 from l2l_runner import streams
+from l2l_runner.fields import parse_one_of
 from l2l_runner.layout import Layout
-from l2l_runner.optimizees import Optimizee, Problem
-from l2l_runner.optimizers import LSTM, LearnedRule, LSTMConfig, Optimizer, RNNprop, RNNpropConfig
+from l2l_runner.optimizees import OPTIMIZEES, Optimizee, Problem
+from l2l_runner.optimizers import LSTM, RULES, LearnedRule, LSTMConfig, Optimizer, RNNprop, RNNpropConfig
 from l2l_runner.runtime import Runtime
-from l2l_runner.schema import parse_optimizee, parse_optimizer
 
 CONF = Path(__file__).parents[1] / "conf"
 DATA = Path(os.environ.get("L2L_DATA", "data"))
@@ -53,6 +53,16 @@ NEEDS = {"mnist": needs_mnist, "omniglot": needs_omniglot}
 SMALL = {"dim": 4, "hidden": [5], "minibatch": 6, "batch": 2, "validation_problems": 4, "test_problems": 4}
 SMALL |= {"pillars": 2, "duration": 12, "units": 4, "metric_episodes": 5}
 SMALL |= {"data": "digits", "images": 60, "side": 16, "proportion": 0.8, "filters": 4}
+
+
+def parse_optimizee(node: Any) -> Any:
+    """Build the optimizee that a node of a configuration describes."""
+    return parse_one_of(OPTIMIZEES, node, "optimizee")
+
+
+def parse_optimizer(node: Any) -> Any:
+    """Build the settings of the rule that a node of a configuration describes."""
+    return parse_one_of(RULES, node, "optimizer")
 
 
 def yaml_group(name: str) -> dict[str, dict[str, Any]]:

@@ -29,6 +29,7 @@ from hydra.experimental.callback import Callback
 from PIL import Image
 
 from l2l_runner import eval as eval_module
+from l2l_runner import files
 from l2l_runner import train as train_module
 from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
@@ -224,7 +225,7 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
         buffer = io.BytesIO()
         Image.frombytes("L", (8, 4), hashlib.sha256(repr(data).encode()).digest()).save(buffer, format="PNG")
         for path in [paths] if isinstance(paths, Path) else paths:
-            checkpoint.write_atomically(path, buffer.getvalue())
+            files.write_atomically(path, buffer.getvalue())
 
     for name in ("learning", "comparison", "single_curve", "sweep", "online", "reweighting", "pictures"):
         monkeypatch.setattr(plotting, name, sketched)

@@ -22,13 +22,13 @@ from omegaconf import OmegaConf
 
 import l2l_runner
 from l2l_runner import schema, streams
-from l2l_runner.cards import pretrained
 from l2l_runner.launch.hydra import conf_folder, with_open_groups
 from l2l_runner.meta import TBPTT
 from l2l_runner.meta.base import loss_weights
 from l2l_runner.optimizees import OPTIMIZEES
 from l2l_runner.optimizers import HAND_DESIGNED, LEARNED
 from l2l_runner.runs.checkpoint import load
+from l2l_runner.weights import pretrained
 from problems import RUNTIME, lstm, problems
 from running import ROOT, call, has_plugin, read_json
 

@@ -331,7 +331,7 @@ def test_pretrained_optimizers_have_cards_and_are_small() -> None:
         assert str(card).startswith(name)
         content = checkpoint.load(Path(name))
         assert set(content["config"]) == {"seed", "meta_batch", "score", "optimizee", "optimizer", "unroll", "meta"}
-        assert isinstance(checkpoint.restore_optimizer(content, Path(name)), Rule)
+        assert isinstance(checkpoint.restore_rule(content, Path(name)), Rule)
     shown = subprocess.run(
         [sys.executable, "-m", "l2l_runner.cards"], capture_output=True, text=True, check=True
     ).stdout

@@ -107,7 +107,7 @@ def test_a_checkpoint_is_plain_values_and_tensors(reference: Path) -> None:
     assert set(content) == {"format", "config", "optimizer", "meta_optimizer", "progress"}
     assert content["config"]["optimizee"]["dim"] == 3
     assert content["config"]["optimizer"]["hidden"] == 4
-    optimizer = checkpoint.restore_optimizer(content, reference)
+    optimizer = checkpoint.restore_rule(content, reference)
     assert same_bits(dict(optimizer.state_dict()), content["optimizer"])
 
 

@@ -27,9 +27,18 @@ from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Grouped, Optimizer
 from l2l_runner.runs import checkpoint
 from l2l_runner.runtime import Runtime
-from l2l_runner.schema import parse_optimizee, parse_optimizer
 from l2l_runner.unroll import start, unroll
-from problems import DATA, OPTIMIZER_FILES, RUNTIME, groups_node, lstm, optimizee, problems
+from problems import (
+    DATA,
+    OPTIMIZER_FILES,
+    RUNTIME,
+    groups_node,
+    lstm,
+    optimizee,
+    parse_optimizee,
+    parse_optimizer,
+    problems,
+)
 from running import SMALL, assert_one_sentence, best, evaluate, read_json, same_bits, train
 
 pytestmark = pytest.mark.usefixtures("sketches")
@@ -474,7 +483,7 @@ def test_what_learned_on_some_labels_is_tried_on_others(tmp_path: Path) -> None:
         shown = read_json(folder / "comparison.json")["optimizers"]["groups"]["curve"]
         changes = {"labels": labels, "model": {"_target_": f"{__name__}.Net", "classes": len(labels)}}
         distribution = parse_optimizee({**content["config"]["optimizee"], **changes})
-        optimizer = checkpoint.restore_optimizer(content, tmp_path).fitted(distribution.layout())
+        optimizer = checkpoint.restore_rule(content, tmp_path).fitted(distribution.layout())
         curves = run(optimizer, distribution, seeds, 10, Runtime(data_root=DATA), 10**6)
         assert shown == pytest.approx(curves.losses.mean(1).tolist(), rel=1e-4)
     wrong = evaluate(tmp_path / "wrong", f"checkpoint={tmp_path / 'run'}", "optimizee.labels=[0,1]")

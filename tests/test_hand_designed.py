@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from l2l_runner.optimizers import HAND_DESIGNED, NAG, SGD, Adam, HandDesigned, Momentum, RMSprop
-from l2l_runner.schema import parse_optimizer
 from l2l_runner.unroll import start as start_of
 from l2l_runner.unroll import unroll
-from problems import OPTIMIZER_FILES, problems
+from problems import OPTIMIZER_FILES, parse_optimizer, problems
 
 STEPS = 40
 

@@ -22,10 +22,9 @@ from l2l_runner.pages.reporting.runs import find_runs
 from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 from l2l_runner.runtime import Runtime
-from l2l_runner.schema import parse_optimizee, parse_optimizer
 from l2l_runner.train import with_own_experiment
 from l2l_runner.unroll import start, unroll
-from problems import OPTIMIZEE_FILES, WARP_RNN, given, optimizee, problems, scattered
+from problems import OPTIMIZEE_FILES, WARP_RNN, given, optimizee, parse_optimizee, parse_optimizer, problems, scattered
 from running import (
     Death,
     assert_one_sentence,

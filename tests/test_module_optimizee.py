@@ -20,8 +20,17 @@ from l2l_runner.models.convnet import CifarConvNet, ConvNet, DigitsConvNet
 from l2l_runner.models.resnet import CifarResNet
 from l2l_runner.optimizees.data import load_images
 from l2l_runner.runs import checkpoint
-from l2l_runner.schema import parse_optimizee
-from problems import DATA, OPTIMIZEE_FILES, OPTIMIZER_FILES, RUNTIME, needs_cifar, optimizee, problems, scattered
+from problems import (
+    DATA,
+    OPTIMIZEE_FILES,
+    OPTIMIZER_FILES,
+    RUNTIME,
+    needs_cifar,
+    optimizee,
+    parse_optimizee,
+    problems,
+    scattered,
+)
 from running import SMALL, assert_one_sentence, evaluate, read_json, train
 
 CPU = torch.device("cpu")
@@ -427,7 +436,7 @@ def test_an_older_checkpoint_of_a_module_has_all_labels(tmp_path):
     checkpoint.save(tmp_path / "best.pt", state)
     content = checkpoint.load(tmp_path / "best.pt")
     assert parse_optimizee(content["config"]["optimizee"]).labels is None
-    assert checkpoint.restore_optimizer(content, tmp_path / "best.pt").coordinatewise
+    assert checkpoint.restore_rule(content, tmp_path / "best.pt").coordinatewise
 
 
 # Networks

@@ -23,9 +23,8 @@ from l2l_runner.optimizees import Imbalance, ImbalanceProblem
 from l2l_runner.optimizees.reweighted import Reweighted, example_weights
 from l2l_runner.optimizers import HAND_DESIGNED
 from l2l_runner.runtime import Runtime
-from l2l_runner.schema import parse_optimizee
 from l2l_runner.training.reweighting import ARMS, PUBLISHED
-from problems import OPTIMIZEE_FILES, RUNTIME, needs_mnist, optimizee, scattered
+from problems import OPTIMIZEE_FILES, RUNTIME, needs_mnist, optimizee, parse_optimizee, scattered
 from running import (
     Death,
     assert_one_sentence,

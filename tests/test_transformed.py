@@ -14,9 +14,8 @@ from l2l_runner.errors import ConfigError
 from l2l_runner.layout import Layout
 from l2l_runner.meta import TBPTT
 from l2l_runner.optimizers import SGD, Transformed
-from l2l_runner.schema import parse_optimizer
 from l2l_runner.unroll import start, unroll
-from problems import OPTIMIZER_FILES, optimizee, problems
+from problems import OPTIMIZER_FILES, optimizee, parse_optimizer, problems
 from running import (
     QUICK,
     Ended,
