@@ -1,1 +1,1 @@
-"""`make bench`: what one meta-training window costs, here and elsewhere, measured side by side."""
+"""`make bench`: the cost of one meta-training window, ours and that of other libraries, measured side by side."""

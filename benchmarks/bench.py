@@ -1,4 +1,4 @@
-"""`python -m benchmarks.bench`: what a meta-training window costs, ours and elsewhere, interleaved in one run."""
+"""`python -m benchmarks.bench`: the cost of a meta-training window, of all variants interleaved in one run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from benchmarks.workers import VARIANTS, environment
 
 ROOT = Path(__file__).parents[1]
 SIZES, UNROLLS = (1280, problems.MLP, 1_000_000), (20, 100)
-BURST = 0.1  # seconds: short windows are measured many at a time
-SLOW = 5.0  # seconds: a window in which warming up is lost, so that the first one counts
+BURST = 0.1  # seconds: a sample averages as many short windows as fit
+SLOW = 5.0  # seconds: in longer windows the warm-up is negligible, so the first one counts
 AGREE = 1e-3  # relative difference of meta-losses up to which variants compute the same thing
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What all variants are measured at."""
+    """The size, unroll and number of threads that all variants are measured at."""
 
     coordinates: int
     steps: int
@@ -41,15 +41,15 @@ class Cell:
 
 @dataclass
 class Measurement:
-    """What was found out of one variant in one cell.
+    """The measurement of one variant in one cell.
 
     Attributes:
-        samples: seconds a window.
-        cores: that it kept busy, on average.
-        others: cores that other processes kept busy meanwhile, for each sample.
+        samples: seconds per window.
+        cores: number of cores that it used, on average.
+        others: number of cores that other processes used meanwhile, for each sample.
         memory: peak growth of resident memory, bytes.
         meta_loss: of the first window.
-        skipped: why it wasn't measured, or not to the end.
+        skipped: why it was not measured, or not to the end.
         note: what a reader must know of the samples.
     """
 
@@ -68,11 +68,11 @@ class Measurement:
 
 
 class Failed(Exception):
-    """A worker ended by itself; the message says how."""
+    """A worker ended unexpectedly; the message says how."""
 
 
 class Worker:
-    """A variant in a process of its own, in a process group of its own: Ctrl-C is the parent's to hear."""
+    """A variant in its own process and process group, so that only the parent receives Ctrl-C."""
 
     def __init__(self, name: str, python: str, file: Path, cell: Cell, folder: Path, briefly: bool):
         self.log = folder / f"{name}.log"
@@ -91,10 +91,10 @@ class Worker:
             )
 
     def ask(self, seconds: float) -> dict[str, Any]:
-        """Have about `seconds` of windows measured.
+        """Let the worker measure about `seconds` of windows.
 
         Raises:
-            Failed: the worker ended instead.
+            Failed: the worker ended.
         """
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -102,10 +102,10 @@ class Worker:
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """The next line that the worker writes.
+        """Return the next line that the worker writes.
 
         Raises:
-            Failed: there is none.
+            Failed: the worker ended.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -113,7 +113,7 @@ class Worker:
             return dict(json.loads(line))
         code = self.process.wait()
         if code == -signal.SIGKILL:
-            raise Failed("killed by the system, for want of memory it seems")
+            raise Failed("killed by the system, probably out of memory")
         said = self.log.read_text().strip().splitlines()
         raise Failed(f"failed: {said[-1] if said else f'exit code {code}'}")
 
@@ -128,11 +128,11 @@ class Worker:
 
 
 class Bench:
-    """One run: cell after cell, from small to large.
+    """One run of the bench, cell by cell, from small to large.
 
     Attributes:
         measurements: all so far.
-        versions: of what was measured.
+        versions: of the libraries measured.
     """
 
     def __init__(self, given: argparse.Namespace):
@@ -147,10 +147,10 @@ class Bench:
         return [Cell(size, steps, number) for size in sizes for steps in unrolls for number in threads]
 
     def run(self, folder: Path) -> None:
-        """Measure all that was asked for.
+        """Measure all requested variants.
 
         Args:
-            folder: for files that nobody needs afterwards.
+            folder: for temporary files.
         """
         fma = machine.build_fma(folder)
         self._peaks(fma)
@@ -163,7 +163,7 @@ class Bench:
         self._peaks(fma)
 
     def _peaks(self, fma: Path | None) -> None:
-        """The best that was ever seen: once before and once after, for a machine is not always at its best."""
+        """Keep the best peak seen: it is measured before and after the run, because it varies."""
         for threads in self.given.threads:
             best = self.peaks.setdefault(threads, {})
             for kind, gflops in machine.peak(threads, fma).items():
@@ -176,7 +176,7 @@ class Bench:
         for measurement in found:
             measurement.skipped = self._reason(measurement)
         before = len(self.measurements)
-        self.measurements += found  # at once, so that an interrupted cell's are kept
+        self.measurements += found  # before measuring, so that those of an interrupted cell are kept
         chosen = [m for m in found if m.skipped is None]
         with self._started(chosen, file, cell, folder) as workers:
             self._first_windows(workers)
@@ -184,10 +184,10 @@ class Bench:
         check_agreement(self.measurements[before:])
 
     def _reason(self, wanted: Measurement) -> str | None:
-        """Why this is better not tried, or None."""
+        """Return why a variant is left out, or None."""
         kind = VARIANTS[wanted.variant]
         if kind.only not in (None, wanted.coordinates):
-            return f"measured at {kind.only:,} coordinates alone"
+            return f"measured only at {kind.only:,} coordinates"
         if wanted.variant.startswith("jax") and self.given.jax_python is None:
             return "JAX is not installed: `make bench-peers` measures it too"
         size = wanted.coordinates * wanted.steps
@@ -197,14 +197,14 @@ class Bench:
         same = (m for m in self.measurements if (m.variant, m.threads) == (wanted.variant, wanted.threads))
         rates = [report.median(m.samples) / (m.coordinates * m.steps) for m in same if m.samples]
         if rates and rates[-1] * size > self.given.longest:
-            return f"would take about {rates[-1] * size:.0f} s a window"
+            return f"would take about {rates[-1] * size:.0f} s per window"
         return None
 
     @contextlib.contextmanager
     def _started(
         self, chosen: Sequence[Measurement], file: Path, cell: Cell, folder: Path
     ) -> Iterator[list[tuple[Measurement, Worker]]]:
-        """The workers that are ready, each with its measurement; all are gone in the end."""
+        """Start the workers and yield those that are ready, each with its measurement; end all of them afterwards."""
         workers = []
         try:
             for m in chosen:
@@ -240,7 +240,7 @@ class Bench:
                 self._keep(m, answer)
 
     def _rounds(self, workers: list[tuple[Measurement, Worker]]) -> None:
-        """Round after round, each variant in turn, until all have had their number of samples or their time."""
+        """Measure each variant in turn, round by round, until it has its number of samples or has used its time."""
         spent = sum(sum(m.samples) for m, _ in workers)
         for _ in range(self.given.repeats):
             for m, worker in list(workers):
@@ -248,7 +248,7 @@ class Bench:
                 enough = len(m.samples) >= (1 if expected > SLOW else 3)
                 if len(m.samples) >= self.given.repeats or (enough and spent + expected > self.given.budget):
                     continue
-                time.sleep(0.01)  # the threads of the one before have gone to sleep by then
+                time.sleep(0.01)  # lets the threads of the previous worker go to sleep
                 begun = time.perf_counter()
                 try:
                     answer = worker.ask(BURST)
@@ -267,9 +267,9 @@ class Bench:
             measurement.others.append(answer["others"])
 
     def content(self, begun: datetime, interrupted: bool) -> dict[str, Any]:
-        """All that is known, as JSON has it."""
+        """Return the results in the form of bench.json."""
         given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.given).items()}
-        given["jax_python"] = None if self.given.jax_python is None else "given"  # a path is nobody's business
+        given["jax_python"] = None if self.given.jax_python is None else "given"  # the path is private
         given.pop("out")
         return {
             "begun": begun.isoformat(timespec="seconds"),
@@ -284,7 +284,7 @@ class Bench:
 
 
 def check_agreement(cell: Sequence[Measurement]) -> None:
-    """Note down where a variant's meta-loss isn't that of the others: then it doesn't compute the same thing."""
+    """Note each variant whose meta-loss differs from the others', because it does not compute the same thing."""
     met = [m for m in cell if m.meta_loss is not None and m.variant != "optimizee"]
     middle = report.median([m.meta_loss for m in met if m.meta_loss is not None])
     for m in met:
@@ -293,7 +293,7 @@ def check_agreement(cell: Sequence[Measurement]) -> None:
 
 
 def numbers(text: str) -> list[int]:
-    """Positive whole numbers, separated by commas."""
+    """Parse positive whole numbers, separated by commas."""
     values = [int(part) for part in text.replace("_", "").split(",")]
     if min(values) < 1:
         raise ValueError(text)
@@ -301,11 +301,11 @@ def numbers(text: str) -> list[int]:
 
 
 def names(text: str) -> list[str]:
-    """Variants, separated by commas."""
+    """Parse variants, separated by commas."""
     values = text.split(",")
     unknown = [value for value in values if value not in VARIANTS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no variant {unknown[0]!r}: there are {', '.join(VARIANTS)}")
+        raise argparse.ArgumentTypeError(f"unknown variant {unknown[0]!r}; expected some of {', '.join(VARIANTS)}")
     return values
 
 
@@ -317,11 +317,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--unrolls", type=numbers, metavar="N,…", help="steps of a window (20,100)")
     parser.add_argument("--threads", type=numbers, metavar="N,…", default=threads, help="(1,2)")
     parser.add_argument("--variants", type=names, metavar="NAME,…", help=", ".join(VARIANTS))
-    parser.add_argument("--repeats", type=int, metavar="N", help="most samples a variant (7)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="largest number of samples per variant (7)")
     parser.add_argument("--budget", type=float, metavar="SECONDS", default=40, help="of one size, unroll and threads")
-    parser.add_argument("--longest", type=float, metavar="SECONDS", default=60, help="skip what takes longer a window")
-    parser.add_argument("--jax-python", metavar="PATH", help="a Python that has JAX, if this one hasn't")
-    parser.add_argument("--brief-peers", action="store_true", help="peers' threads spin as briefly as ours")
+    parser.add_argument("--longest", type=float, metavar="SECONDS", default=60, help="skip slower windows")
+    parser.add_argument("--jax-python", metavar="PATH", help="a Python with JAX, if this one has none")
+    parser.add_argument("--brief-peers", action="store_true", help="let peers' threads spin as briefly as ours")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(outputs/bench-DATE-TIME)")
     given = parser.parse_args(argv)
     given.sizes = given.sizes or list(SIZES[:2] if given.quick else SIZES)
@@ -337,7 +337,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and report; 130 after Ctrl-C, with what there is."""
+    """Measure and report; return 130 after Ctrl-C, with the results so far."""
     given = arguments(argv)
     given.out.mkdir(parents=True, exist_ok=True)
     bench, begun, interrupted = Bench(given), datetime.now(UTC), False

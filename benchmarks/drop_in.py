@@ -1,7 +1,7 @@
-"""What a step of LearnedOptimizer costs, beside torch.optim.Adam: `python -m benchmarks.drop_in [threads]`.
+"""`python -m benchmarks.drop_in [threads]`: the cost of a step of LearnedOptimizer, beside torch.optim.Adam.
 
-Each row is a set of parameters with gradients of the right size; all optimizers step in turn, one at a time, and the
-medians are printed.
+Each column is a set of parameters with gradients of the right size. The optimizers step in turn, one at a time, so each
+step starts on a cold cache. The table shows medians.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REPEATS = 15
 
 
 def optimizers(shapes: list[tuple[int, ...]]) -> dict[str, torch.optim.Optimizer]:
-    """One of each kind, on parameters of its own."""
+    """Create one optimizer of each kind, on its own parameters."""
 
     def params() -> list[nn.Parameter]:
         made = [nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -41,7 +41,7 @@ def optimizers(shapes: list[tuple[int, ...]]) -> dict[str, torch.optim.Optimizer
 def main() -> None:
     """Print a table in Markdown."""
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
-    print(f"| ms a step, {torch.get_num_threads()} thread(s) | {' | '.join(SETS)} |\n|---|{'---|' * len(SETS)}")
+    print(f"| ms per step, {torch.get_num_threads()} thread(s) | {' | '.join(SETS)} |\n|---|{'---|' * len(SETS)}")
     rows: dict[str, list[str]] = {}
     for shapes in SETS.values():
         times: dict[str, list[float]] = {}

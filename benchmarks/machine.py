@@ -1,4 +1,4 @@
-"""What the machine is, and the most floating-point operations a second that it was seen to do."""
+"""The machine, and its measured peak of floating-point operations per second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 def free_memory() -> int | None:
-    """Bytes that new processes may take; None where the system doesn't tell."""
+    """Return the bytes that new processes may use; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -27,13 +27,13 @@ def free_memory() -> int | None:
 
 
 def compiler() -> str | None:
-    """The system's C++ compiler: CXX or the first that is found."""
+    """Return the system's C++ compiler: CXX, or the first one found."""
     names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 def describe() -> dict[str, str | int | None]:
-    """What a reader needs to know to judge the figures."""
+    """Describe the machine for readers of the results."""
     found = compiler()
     told = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout if found else ""
     return {
@@ -45,7 +45,7 @@ def describe() -> dict[str, str | int | None]:
 
 
 def build_fma(folder: Path) -> Path | None:
-    """fma.cpp, compiled for this processor; None where that can't be done."""
+    """Compile fma.cpp for this processor; return None where that is not possible."""
     found, program = compiler(), folder / "fma"
     if found is None:
         return None
@@ -55,7 +55,7 @@ def build_fma(folder: Path) -> Path | None:
 
 
 def peak(threads: int, fma: Path | None) -> dict[str, float]:
-    """GFLOP/s of multiply-adds and of PyTorch's matrix products, each as far as it can be measured."""
+    """Measure GFLOP/s of multiply-adds and of PyTorch's matrix products, where possible."""
     measured = {}
     if fma is not None:
         ended = subprocess.run([str(fma), str(threads)], capture_output=True, text=True, check=False)
@@ -69,7 +69,7 @@ def peak(threads: int, fma: Path | None) -> dict[str, float]:
 
 
 def matmul(threads: int, size: int = 2048, repeats: int = 8) -> float:
-    """GFLOP/s of PyTorch's product of two large matrices, in float32."""
+    """Measure GFLOP/s of PyTorch's product of two large matrices, in float32."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The project's own engines and kernels, set up as `python -m l2l_runner.train` does."""
+"""The project's own engines and kernels, set up as by `python -m l2l_runner.train`."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class BenchProblem(Problem):
 
 
 def learned(network: Arrays, kernel: str) -> LSTM:
-    """The LSTM optimizer with these weights.
+    """Build the LSTM optimizer with these weights.
 
     Raises:
-        Unavailable: the kernel can't be had here.
+        Unavailable: the kernel does not run on this machine.
     """
     hidden, layers = network["readout_weight"].shape[1], sum(name.startswith("weight") for name in network)
     config = LSTMConfig(
@@ -67,7 +67,7 @@ def learned(network: Arrays, kernel: str) -> LSTM:
 
 
 def _plain(name: str) -> str:
-    """weights.0 as weight0, biases.0 as bias0."""
+    """Rename weights.0 to weight0 and biases.0 to bias0."""
     return name.replace("weights.", "weight").replace("biases.", "bias")
 
 
@@ -76,7 +76,7 @@ class Ours:
 
     def __init__(self, network: Arrays, problem: Arrays, steps: int, threads: int, engine: str, kernel: str):
         self.settings = machine_settings(threads)
-        self.settings.__enter__()  # for as long as the worker lives
+        self.settings.__enter__()  # until the worker ends
         self.optimizer = learned(network, kernel)
         self.problem = BenchProblem(problem, self.optimizer.readout_weight.dtype)
         self.estimator = TBPTT(length=steps, steps=steps, engine=engine)
@@ -114,7 +114,7 @@ class Forward(Ours):
 
 
 class OptimizeeAlone:
-    """The optimizee with SGD: what of a window is not the learned optimizer's."""
+    """The optimizee with SGD: the cost of a window that is not the learned optimizer's."""
 
     def __init__(self, network: Arrays, problem: Arrays, steps: int, threads: int):
         self.settings = machine_settings(threads)

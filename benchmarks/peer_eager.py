@@ -1,7 +1,7 @@
-"""What a good PyTorch user writes: nn.LSTM, autograd, Adam. And the seed repository's way, which is not that.
+"""What a good PyTorch user writes (nn.LSTM, autograd, Adam), and the seed repository's way.
 
-Both optimise a coordinatewise LSTM on detached gradients. Each evaluates the loss of every step once, and uses it for
-the gradient that the LSTM sees as well as for the meta-loss.
+Both optimise a coordinatewise LSTM on detached gradients. Each evaluates the loss of every step once, for the
+gradient that the LSTM reads and for the meta-loss.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LSTMOptimizer(nn.Module):
         return OUTPUT_SCALE * self.readout(out).view_as(grads), state
 
     def named_grads(self) -> dict[str, Tensor]:
-        """The parameters' gradients, named and laid out as problems.network."""
+        """Return the parameters' gradients, with the names and shapes of problems.network."""
         named = {"readout_weight": self.readout.weight.grad, "readout_bias": self.readout.bias.grad}
         for layer in range(self.lstm.num_layers):
             parts = [getattr(self.lstm, f"weight_{part}_l{layer}").grad for part in ("ih", "hh")]
@@ -49,7 +49,7 @@ class LSTMOptimizer(nn.Module):
 
 
 def reordered(rows: Tensor) -> Tensor:
-    """Rows of the gates, with output and candidate exchanged; nn.LSTM has them the other way round."""
+    """Exchange the rows of the output gate and the candidate, which nn.LSTM has in the other order."""
     i, f, one, other = rows.chunk(4)
     return torch.cat([i, f, other, one])
 
@@ -75,7 +75,7 @@ class Eager:
         return float(losses.sum(0).mean())
 
     def unroll(self) -> Tensor:
-        """The losses [steps, problems]; the meta-gradient is left in the parameters' .grad."""
+        """Compute the losses [steps, problems], and leave the meta-gradient in the parameters' .grad."""
         params = self.problem.start.clone().requires_grad_()
         loss = self.problem.losses(params, 0)
         state, losses = None, []

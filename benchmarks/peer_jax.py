@@ -18,7 +18,7 @@ State = tuple[tuple[jax.Array, jax.Array], ...]
 
 
 def losses(kind: str, data: Tree, hidden: int, params: jax.Array, step: jax.Array | int) -> jax.Array:
-    """The losses [problems] at params [problems, coordinates], on the minibatch of `step`."""
+    """Compute the losses [problems] at params [problems, coordinates], on the minibatch of `step`."""
     if kind == "quadratic":
         residual = jnp.einsum("bij,bj->bi", data["weight"], params) - data["target"]
         return (residual**2).sum(-1)
@@ -34,13 +34,13 @@ def losses(kind: str, data: Tree, hidden: int, params: jax.Array, step: jax.Arra
 
 
 def log_sign(grads: jax.Array, axis: int) -> jax.Array:
-    """Gradients [coordinates] as features, stacked along `axis`."""
+    """Turn gradients [coordinates] into features, stacked along `axis`."""
     magnitude = jnp.log(jnp.maximum(jnp.abs(grads), math.exp(-P))) / P
     return jnp.stack([magnitude, jnp.clip(grads * math.exp(P), -1, 1)], axis)
 
 
 def lstm_rows(network: Tree, grads: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """The updates [coordinates], and the next state, a row a coordinate: what most would write."""
+    """Compute the updates [coordinates] and the next state, with one row per coordinate, as most would write it."""
     x = log_sign(grads, -1)
     following = []
     for layer, (h, c) in enumerate(state):
@@ -53,7 +53,7 @@ def lstm_rows(network: Tree, grads: jax.Array, state: State) -> tuple[jax.Array,
 
 
 def lstm_columns(network: Tree, grads: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """The same with a column a coordinate, so that each gate is one block of memory, which XLA computes faster."""
+    """Compute the same with one column per coordinate: each gate is one block of memory, which is faster in XLA."""
     x = log_sign(grads, 0)
     following = []
     for layer, (h, c) in enumerate(state):
@@ -114,7 +114,7 @@ class Jax:
         self.compiled = jax.jit(window).lower(self.network, self.moments, self.data).compile()
 
     def close(self) -> None:
-        """Nothing was set."""
+        """Do nothing: no settings were changed."""
 
     def window(self) -> float:
         value, self.network, self.moments = jax.block_until_ready(self.compiled(self.network, self.moments, self.data))

@@ -1,7 +1,7 @@
-"""The numbers that a window is computed from: the LSTM's first weights and an optimizee's data, as NumPy arrays.
+"""The inputs of a window: the LSTM's initial weights and an optimizee's data, as NumPy arrays.
 
-Every variant reads the very same arrays from a file, so that all of them compute the same thing, whatever they are
-written in. Nothing here needs PyTorch or JAX.
+Every variant reads the same arrays from a file, so all of them compute the same thing. This module needs neither
+PyTorch nor JAX.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ POOL = 1024  # images
 
 
 def network(hidden: int = HIDDEN, layers: int = LAYERS, seed: int = 0) -> Arrays:
-    """An untrained LSTM optimizer: `weight0` … [4 hidden, inputs + hidden], `bias0` … and the read-out.
+    """Draw an untrained LSTM optimizer: `weight0` … [4 hidden, inputs + hidden], `bias0` … and the read-out.
 
     The gates are in the order input, forget, output, candidate.
     """
@@ -35,7 +35,7 @@ def network(hidden: int = HIDDEN, layers: int = LAYERS, seed: int = 0) -> Arrays
 
 
 def problem(coordinates: int, steps: int, seed: int = 0) -> Arrays:
-    """The optimizee of that many coordinates: quadratics, the MLP or, for any number, a separable quadratic."""
+    """Draw the optimizee with so many coordinates: quadratics, the MLP or, for other numbers, a separable quadratic."""
     if coordinates == MLP:
         return mlp(steps, seed=seed)
     if coordinates % 10 == 0 and coordinates <= QUADRATICS:
@@ -44,7 +44,7 @@ def problem(coordinates: int, steps: int, seed: int = 0) -> Arrays:
 
 
 def kind(coordinates: int) -> str:
-    """What `problem` gives for that size, in words."""
+    """Describe the optimizee that `problem` draws for that size."""
     if coordinates == MLP:
         return "MLP 784-20-10, minibatches of 128"
     if coordinates % 10 == 0 and coordinates <= QUADRATICS:
@@ -53,7 +53,7 @@ def kind(coordinates: int) -> str:
 
 
 def quadratics(count: int, dim: int, seed: int = 0) -> Arrays:
-    """f(θ) = ‖Wθ − y‖², gaussian, one for each problem: the optimizee of `optimizee=quadratic`."""
+    """Draw gaussian f(θ) = ‖Wθ − y‖², one for each problem, as `optimizee=quadratic` does."""
     draw = np.random.default_rng(seed)
     return {
         "kind": np.array("quadratic"),
@@ -64,9 +64,9 @@ def quadratics(count: int, dim: int, seed: int = 0) -> Arrays:
 
 
 def mlp(steps: int, hidden: int = 20, side: int = 28, minibatch: int = 128, seed: int = 0) -> Arrays:
-    """Cross-entropy of an MLP (sigmoid) on random images of MNIST's shape; about a fifth of the pixels are inked.
+    """Draw an MLP (sigmoid, cross-entropy) on random images of MNIST's shape, with about a fifth of the pixels inked.
 
-    Ink is likely in the middle and rare in the corners, so that, as on MNIST, some weights hardly get gradients.
+    Ink is likely in the middle and rare in the corners, so some weights get almost no gradient, as on MNIST.
     """
     draw = np.random.default_rng(seed)
     row, column = np.mgrid[:side, :side] - (side - 1) / 2
@@ -95,7 +95,7 @@ def separable(size: int, seed: int = 0) -> Arrays:
 
 
 def sample(data: Arrays) -> Arrays:
-    """A problem of the same kind that takes no time: what warms a worker's libraries up."""
+    """Draw a tiny problem of the same kind, which warms up a worker's libraries."""
     made = {"quadratic": lambda: quadratics(3, 4), "mlp": lambda: mlp(4, 3, 4, 5), "separable": lambda: separable(9)}
     return made[str(data["kind"])]()
 
@@ -105,23 +105,23 @@ def save(path: Path, network: Arrays, problem: Arrays) -> None:
 
 
 def load(path: Path) -> tuple[Arrays, Arrays]:
-    """The network and the problem of a file."""
+    """Read the network and the problem from a file."""
     with np.load(path) as file:
         parts = [{k.split("/")[1]: file[k] for k in file if k.startswith(prefix)} for prefix in ("network", "problem")]
     return parts[0], parts[1]
 
 
 def forward_multiply_adds(hidden: int = HIDDEN, layers: int = LAYERS) -> int:
-    """Multiply-adds of one step of the LSTM for one coordinate."""
+    """Count the multiply-adds of one step of the LSTM for one coordinate."""
     inputs = [FEATURES] + [hidden] * (layers - 1)
     return sum(4 * hidden * (size + hidden) for size in inputs) + hidden
 
 
 def flops(coordinates: int, steps: int, hidden: int = HIDDEN, layers: int = LAYERS, backward: bool = True) -> int:
-    """Floating-point operations that no way around: the matrix products of the LSTM, forward and backward.
+    """Count the unavoidable floating-point operations: the LSTM's matrix products, forward and backward.
 
-    Backward, each product counts once more for its weights and once for its inputs, but for the features, whose
-    derivatives nobody needs. What is recomputed, nonlinearities, the optimizee and Adam aren't counted.
+    Backward, each product counts once for its weights and once for its inputs, except the features, whose derivatives
+    are not needed. Recomputation, nonlinearities, the optimizee and Adam do not count.
     """
     forward = forward_multiply_adds(hidden, layers)
     both = forward + (2 * forward - 4 * hidden * FEATURES if backward else 0)

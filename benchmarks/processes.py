@@ -1,7 +1,7 @@
-"""What a meta-step costs in one process and in two: `python -m benchmarks.processes [rounds]`.
+"""`python -m benchmarks.processes [rounds]`: the cost of a meta-step in one process and in two.
 
-All arms are started first, and then take meta-steps in turn, one arm at a time, so that whatever else the machine does
-meets all of them. Printed are medians over the rounds, and the medians of each round's ratios to one process with one
+All arms start first. Then they take meta-steps in turn, one arm at a time, so that other load on the machine affects
+all of them alike. The table shows medians over the rounds, and medians of each round's ratio to one process with one
 thread.
 """
 
@@ -28,11 +28,11 @@ SETTINGS = {
     "the same, 2,048 coordinates sampled": ["optimizee=digits", "meta_batch=8", "meta.coordinates=2048"],
 }
 ARMS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
-SECONDS = 0.5  # that an arm's turn should take
+SECONDS = 0.5  # target duration of an arm's turn
 
 
 def work(place: int, processes: int, threads: int, port: int, overrides: list[str], orders: Connection) -> None:
-    """One process of an arm: take as many meta-steps as are ordered, and answer with the seconds they took."""
+    """Run one process of an arm: take as many meta-steps as requested, and send the seconds they took."""
     address = {"RANK": place, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in address.items()})
     from hydra import compose, initialize_config_dir
@@ -62,7 +62,7 @@ def work(place: int, processes: int, threads: int, port: int, overrides: list[st
 
 @dataclass(frozen=True)
 class Arm:
-    """The processes of one, and the lines to them."""
+    """The processes of an arm, and the connections to them."""
 
     processes: list[Any]
     lines: list[Connection]
@@ -81,13 +81,13 @@ class Arm:
         return cls(processes, [ours for ours, _ in pipes])
 
     def seconds(self, steps: int) -> float:
-        """What so many meta-steps take, a step."""
+        """Measure so many meta-steps, in seconds per meta-step."""
         for line in self.lines:
             line.send(steps)
         return max(line.recv() for line in self.lines) / steps
 
     def end(self) -> None:
-        """End its processes."""
+        """End the processes."""
         for line in self.lines:
             line.send(0)
         for process in self.processes:
@@ -98,12 +98,12 @@ def main() -> None:
     """Print a table in Markdown."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-    print(f"| ms a meta-step (times as fast) | {' | '.join(SETTINGS)} |\n|---|{'---|' * len(SETTINGS)}")
+    print(f"| ms per meta-step (speed-up) | {' | '.join(SETTINGS)} |\n|---|{'---|' * len(SETTINGS)}")
     cells: dict[str, list[str]] = {name: [] for name in ARMS}
     for overrides in SETTINGS.values():
         arms = {name: Arm.started(*how, overrides) for name, how in ARMS.items()}
         first = next(iter(arms.values()))
-        first.seconds(2)  # which warm up
+        first.seconds(2)  # warms up
         steps = max(1, round(SECONDS / first.seconds(3)))
         for arm in arms.values():
             arm.seconds(steps)

@@ -1,4 +1,4 @@
-"""What the bench leaves behind: bench.md, bench.json and bench.png."""
+"""The output of the bench: bench.md, bench.json and bench.png."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks import problems
 from benchmarks.workers import VARIANTS
 
-# Okabe & Ito 2008: safe for colour-blind readers; markers and lines tell variants apart without any colour.
+# Okabe & Ito 2008: safe for colour-blind readers. Markers and lines distinguish variants without colour.
 STYLES: dict[str, dict[str, Any]] = {
     "replay-cpp": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
     "replay-torch": {"color": "#E69F00", "marker": "s", "linestyle": "-"},
@@ -40,12 +40,12 @@ def threads(number: int) -> str:
 
 
 def figures(value: float) -> str:
-    """A number with three figures, and no exponent."""
+    """Format a number with three figures and no exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 class Table:
-    """The measurements of a run, by what they are of."""
+    """The measurements of a run, by variant, size, unroll and threads."""
 
     def __init__(self, content: Mapping[str, Any]):
         self.content = content
@@ -59,13 +59,13 @@ class Table:
         return None if found is None else found["median"]
 
     def times_faster(self, variant: str, than: str, coordinates: int, steps: int, threads: int) -> float | None:
-        if not VARIANTS[variant].backward:  # which does only part of the work
+        if not VARIANTS[variant].backward:  # a variant that does only part of the work
             return None
         mine, theirs = (self.seconds(name, coordinates, steps, threads) for name in (variant, than))
         return theirs / mine if mine and theirs else None
 
     def bound(self, coordinates: int, steps: int, threads: int, backward: bool = True) -> float | None:
-        """The seconds that the floating-point operations take at the machine's peak."""
+        """Return the seconds that the floating-point operations take at the machine's peak."""
         gflops = max(self.content["gflops"].get(str(threads), {}).values(), default=None)
         return None if gflops is None else problems.flops(coordinates, steps, backward=backward) / (gflops * 1e9)
 
@@ -77,7 +77,7 @@ class Table:
         return mine / bound if mine and bound else None
 
     def megabytes(self, variant: str, coordinates: int, steps: int, threads: int) -> float | None:
-        """Peak memory of a window above the optimizee's own; the optimizee's own for itself."""
+        """Return the peak memory of a window above the optimizee's, or the optimizee's own."""
         found = self.cells.get((variant, coordinates, steps, threads), {}).get("memory")
         alone = self.cells.get(("optimizee", coordinates, steps, threads), {}).get("memory")
         if found is None or variant == "optimizee" or alone is None:
@@ -91,23 +91,26 @@ def spread(samples: Sequence[float]) -> str:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """bench.md."""
+    """Return the content of bench.md."""
     table = Table(content)
     machine, versions = content["machine"], content["versions"]
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = ["# What a meta-training window costs", ""]
+    lines = ["# The cost of a meta-training window", ""]
     lines += [f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; {named}; "]
     lines[-1] += f"{machine['compiler'] or 'no C++ compiler'}; {content['begun'][:16].replace('T', ' ')} UTC."
     for number, measured in content["gflops"].items():
         kinds = ", ".join(f"{kind} {gflops:.0f}" for kind, gflops in measured.items())
-        lines += ["", f"Peak with {threads(int(number))}, GFLOP/s: {kinds}; the best is the bound's."]
+        lines += ["", f"Peak with {threads(int(number))}, GFLOP/s: {kinds}; the bound uses the best."]
     if content["interrupted"]:
         lines += ["", "**Interrupted: some measurements are missing.**"]
     lines += ["", crowd(content)]
     slashes = " / ".join(threads(number) for number in table.threads)
-    lines += ["", f"A window is an unroll of so many steps, its meta-gradient and an Adam step. Medians for {slashes}."]
-    lines += ["Faster: how many times as long eager PyTorch, JAX (a row a coordinate) or the seed's way takes."]
-    lines += ["Bound: how many times as long as the LSTM's operations at the peak. MB: peak above the optimizee's own."]
+    lines += [
+        "",
+        f"A window is an unroll of so many steps, its meta-gradient and an Adam step. Medians for {slashes}.",
+    ]
+    lines += ["Faster: time of eager PyTorch, JAX (one row per coordinate) or the seed's way over the variant's."]
+    lines += ["Bound: time over that of the LSTM's operations at the peak. MB: peak above the optimizee's own."]
     for coordinates, steps in table.shapes:
         lines += ["", f"## {coordinates:,} coordinates ({problems.kind(coordinates)}), {steps} steps", ""]
         lines += rows(table, coordinates, steps)
@@ -115,10 +118,10 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 def crowd(content: Mapping[str, Any]) -> str:
-    """How much the machine had to do besides, which decides what the figures are worth."""
+    """Describe the load from other processes, on which the accuracy of the measurements depends."""
     others = [value for m in content["measurements"] for value in m["others"]]
     if not others:
-        return "What else the machine did meanwhile is unknown."
+        return "The load from other processes is unknown."
     mean, crowded = statistics.mean(others), sum(value > 0.25 for value in others)
     text = f"Other processes kept {mean:.2f} cores busy on average, over 0.25 in {crowded} of {len(others)} samples."
     waiting = "all spun as briefly as ours" if content["settings"]["brief_peers"] else "peers had their defaults"
@@ -126,7 +129,7 @@ def crowd(content: Mapping[str, Any]) -> str:
 
 
 def rows(table: Table, coordinates: int, steps: int) -> list[str]:
-    """The table of one size and unroll."""
+    """Return the table of one size and unroll."""
     columns: dict[str, Callable[..., float | None]] = {
         "faster than eager": lambda name, *cell: table.times_faster(name, "eager", *cell),
         "than JAX": lambda name, *cell: table.times_faster(name, "jax", *cell),
@@ -165,7 +168,7 @@ def joined(values: Sequence[float | None], factor: float = 1.0) -> str:
 
 
 def picture(path: Path, content: Mapping[str, Any]) -> None:
-    """bench.png: cost against coordinates (left) and unroll (right), a row for each number of threads."""
+    """Draw bench.png: cost against coordinates (left) and unroll (right), one row for each number of threads."""
     table = Table(content)
     sizes, unrolls = (sorted({shape[axis] for shape in table.shapes}) for axis in (0, 1))
     if not table.shapes:
@@ -193,7 +196,7 @@ def picture(path: Path, content: Mapping[str, Any]) -> None:
 def draw(
     axes: Axes, table: Table, cells: Sequence[tuple[int, int, int]], ticks: Sequence[int], xlabel: str, title: str
 ) -> None:
-    """Lines of ms a window; a variant that was measured only once along the axis is a lone marker."""
+    """Draw lines of ms per window; a variant measured only once along the axis is a single marker."""
     for name in reversed(table.variants):  # the first is drawn last, on top
         points = [(x, 1e3 * y) for x, cell in zip(ticks, cells, strict=True) if (y := table.seconds(name, *cell))]
         if points:
@@ -201,7 +204,7 @@ def draw(
     bounds = [(x, 1e3 * y) for x, cell in zip(ticks, cells, strict=True) if (y := table.bound(*cell))]
     if bounds:
         axes.plot(*zip(*bounds, strict=True), color="black", linewidth=3, alpha=0.25, label=BOUND)
-    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="ms a window")
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="ms per window")
     axes.set_title(title, fontsize=10, loc="left")
     axes.yaxis.set_tick_params(labelleft=True)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
@@ -212,7 +215,7 @@ def draw(
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> str:
-    """All three files; what to print at the end."""
+    """Write all three files, and return the text to print at the end."""
     text = markdown(content)
     (folder / "bench.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / "bench.md").write_text(text)

@@ -1,7 +1,7 @@
-"""What workers beside each other are worth to a sweep: `python -m benchmarks.sweep [key=value …]`.
+"""`python -m benchmarks.sweep [key=value …]`: the gain of a second worker in a sweep.
 
-The same sweep of four meta-trainings by `sweep=joblib` with one worker and with two, in turn; medians of three, and
-their ratio. Arguments are further settings of the jobs.
+`sweep=joblib` runs the same sweep of four meta-trainings with one worker and with two, in turn. The table shows
+medians of three and their ratio. Arguments are further settings of the jobs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUNDS = 3
 
 
 def seconds(workers: int, arguments: list[str]) -> float:
-    """Wall time of the whole sweep, with what it takes to start Python and the workers."""
+    """Measure the wall time of the whole sweep, including the start of Python and the workers."""
     with tempfile.TemporaryDirectory() as folder:
         where = ["sweep=joblib", f"hydra.launcher.n_jobs={workers}", f"hydra.sweep.dir={folder}/sweep"]
         command = [sys.executable, "-m", "l2l_runner.train", "-m", *JOBS, *arguments, *where]

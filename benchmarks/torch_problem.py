@@ -1,4 +1,4 @@
-"""The optimizees in PyTorch, alike for all variants that are written in it."""
+"""The optimizees in PyTorch, for all variants written in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Data = dict[str, Tensor]
 
 
 def tensors(arrays: Arrays, dtype: torch.dtype) -> Data:
-    """Arrays as tensors, floating-point ones in that precision."""
+    """Convert arrays to tensors, floating-point ones to the given precision."""
     made = {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind != "U"}
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in made.items()}
 
@@ -32,7 +32,7 @@ class TorchProblem:
         self.start = self.data["start"]
 
     def losses(self, params: Tensor, step: int) -> Tensor:
-        """The losses [problems] at params [problems, coordinates], on the minibatch of `step`."""
+        """Compute the losses [problems] at params [problems, coordinates], on the minibatch of `step`."""
         data = self.data
         if self.kind == "quadratic":
             residual = (data["weight"] @ params.unsqueeze(-1)).squeeze(-1) - data["target"]
@@ -48,7 +48,7 @@ class TorchProblem:
 
 
 def log_sign(grads: Tensor) -> Tensor:
-    """Gradients as features [*shape, 2] (Andrychowicz et al. 2016, appendix A), as a user would write it."""
+    """Turn gradients into features [*shape, 2] (Andrychowicz et al. 2016, appendix A), as a user would write it."""
     magnitude = grads.abs().clamp(min=math.exp(-P)).log() / P
     direction = (grads * math.exp(P)).clamp(-1, 1)
     return torch.stack([magnitude, direction], dim=-1)

@@ -1,4 +1,4 @@
-"""What a variant is: one way to compute a meta-training window."""
+"""The interface of a variant: one way to compute a meta-training window."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 
 class Unavailable(Exception):
-    """The variant can't be had on this machine; the message says why."""
+    """The variant does not run on this machine; the message says why."""
 
 
 class Estimate(NamedTuple):
-    """What a window computes, for comparison between variants.
+    """The results of a window, for comparison between variants.
 
     Attributes:
         losses: f(θ_1) … f(θ_K), [steps, problems].
-        grads: the meta-gradient, named and laid out as problems.network; empty where a variant has none.
+        grads: the meta-gradient, with the names and shapes of problems.network; empty for variants without one.
     """
 
     losses: np.ndarray
@@ -27,10 +27,10 @@ class Variant(Protocol):
     """One way to compute a window."""
 
     def window(self) -> float:
-        """Compute a window from θ_0, update the LSTM's parameters, and give the meta-loss."""
+        """Compute a window from θ_0, update the LSTM's parameters, and return the meta-loss."""
 
     def estimate(self) -> Estimate:
-        """The same without the update."""
+        """Compute a window without the update."""
 
     def close(self) -> None:
-        """Put process-wide settings back."""
+        """Restore process-wide settings."""

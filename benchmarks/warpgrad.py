@@ -1,8 +1,8 @@
-"""What a meta-step of Warp-Leap costs on Omniglot: `python -m benchmarks.warpgrad [threads] [--steps 100]`.
+"""`python -m benchmarks.warpgrad [threads] [--steps 100]`: the cost of a meta-step of Warp-Leap on Omniglot.
 
-5 alphabets, minibatches of 20 drawings, 64 filters, offline WarpGrad, every point replayed once. The ways take their
-meta-steps in turn, so that whatever else the machine does hits all alike; the medians are printed. Omniglot must lie in
-the folder that L2L_DATA names, or in data/.
+5 alphabets, minibatches of 20 drawings, 64 filters, offline WarpGrad, every point replayed once. The variants take
+their meta-steps in turn, so that other load on the machine affects all alike. The table shows medians. Omniglot must
+be in the folder named by L2L_DATA, or in data/.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ WAYS = {
 
 
 def one_by_one(distorted: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The distortion as a data loader does it."""
+    """Wrap the distortion to process one image at a time, as a data loader does."""
 
     def each(images: Tensor, numbers: Tensor) -> Tensor:
         return torch.cat([distorted(images[i : i + 1], numbers[i : i + 1]) for i in range(len(images))])
@@ -56,7 +56,7 @@ def one_by_one(distorted: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tenso
 
 
 def seconds(estimator: WarpGrad, distort: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """One meta-step, with plain gradient descent as the meta-optimizer."""
+    """Measure one meta-step, with plain gradient descent as the meta-optimizer."""
     runtime = Runtime(data_root=Path(os.environ.get("L2L_DATA", "data")))
     optimizer = OPTIMIZER.build(OPTIMIZEE.layout(), torch.Generator().manual_seed(0))
     problem = OPTIMIZEE.sample(OPTIMIZEE.seeds(0, "train", 0, OPTIMIZEE.batch), runtime)
@@ -75,7 +75,7 @@ def main() -> None:
     """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("threads", nargs="?", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=100, help="of a trajectory")
+    parser.add_argument("--steps", type=int, default=100, help="steps of a trajectory (100)")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

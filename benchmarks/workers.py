@@ -1,7 +1,7 @@
 """The variants, and the process that runs one of them.
 
-A worker is one variant at one size, unroll and number of threads. It says that it is ready, and then answers each
-request, a line of JSON on its standard input, with a line of JSON; it ends when its input does.
+A worker is one variant at one size, unroll and number of threads. It reports that it is ready. Then it answers each
+request, one line of JSON on its standard input, with one line of JSON. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from benchmarks.variant import Unavailable, Variant
 
 @dataclass(frozen=True)
 class Kind:
-    """What there is to say of a variant.
+    """The properties of a variant.
 
     Attributes:
-        label: its row in the table.
-        ours: whether its user starts it by `python -m l2l_runner.train`, which sets some variables.
-        bytes: kept of each coordinate and step, measured: what says beforehand that a window will not fit.
-        only: the one size at which it is measured; None for all.
+        label: of its row in the table.
+        ours: whether users start it by `python -m l2l_runner.train`, which sets environment variables.
+        bytes: measured memory per coordinate and step, which predicts whether a window fits.
+        only: the only size at which it is measured; None for all.
         backward: whether it computes a meta-gradient.
     """
 
@@ -57,19 +57,19 @@ VARIANTS = {
 
 
 def environment(name: str, threads: int, inherited: dict[str, str], briefly: bool = False) -> dict[str, str]:
-    """The environment of a worker: as its user's would be, whatever the bench itself was started with.
+    """Return the environment of a worker: that of its user, not that of the bench.
 
-    All variables of OpenMP, MKL and XLA are taken away; ours has those that the product sets.
+    Variables of OpenMP, MKL and XLA are removed. Our variants get those that l2l_runner sets.
 
     Args:
         name: of a variant.
-        threads: that it may use.
-        inherited: the bench's own.
+        threads: number of threads that it may use.
+        inherited: the bench's own environment.
         briefly: let peers' threads spin as briefly as ours do.
     """
     clean = {k: v for k, v in inherited.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "MKL_", "XLA_", "JAX_"))}
     if briefly or VARIANTS[name].ours:
-        from l2l_runner.launch.hydra import ENVIRONMENT  # not at the top: peers' environments don't have it
+        from l2l_runner.launch.hydra import ENVIRONMENT  # imported here, because peers' environments do not have it
 
         clean |= ENVIRONMENT
     if name.startswith("jax"):  # XLA has no call for it
@@ -80,10 +80,10 @@ def environment(name: str, threads: int, inherited: dict[str, str], briefly: boo
 
 
 def build(name: str, network: problems.Arrays, problem: problems.Arrays, steps: int, threads: int) -> Variant:
-    """A variant, ready to compute windows.
+    """Create a variant, ready to compute windows.
 
     Raises:
-        Unavailable: not on this machine.
+        Unavailable: it does not run on this machine.
     """
     if name.startswith("jax"):
         try:
@@ -107,13 +107,13 @@ def build(name: str, network: problems.Arrays, problem: problems.Arrays, steps: 
 
 
 class Memory:
-    """Growth of this process's peak resident memory since this object was made; None where that can't be read."""
+    """Growth of this process's peak resident memory since this object was made; None where it cannot be read."""
 
     def __init__(self) -> None:
         if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would hide what a window takes
+            ctypes.CDLL(None).malloc_trim(0)  # otherwise memory freed before hides the memory of a window
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             self.before: int | None = self._status("VmRSS")
         except OSError:
             self.before = None
@@ -128,7 +128,7 @@ class Memory:
 
 
 def measure(variant: Variant, seconds: float) -> dict[str, Any]:
-    """The mean cost of as many windows as fit into `seconds`, at least one."""
+    """Measure the mean cost of as many windows as fit into `seconds`, at least one."""
     windows, begun, worked, busy = 0, time.perf_counter(), time.process_time(), busy_seconds()
     while True:
         value = variant.window()
@@ -142,7 +142,7 @@ def measure(variant: Variant, seconds: float) -> dict[str, Any]:
 
 
 def busy_seconds() -> float | None:
-    """Processor time that the whole machine has spent on anything; None where the system doesn't tell."""
+    """Return the processor time used by all processes; None where the system does not say."""
     try:
         user, nice, system, _, _, *rest = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
     except (OSError, ValueError):
@@ -166,14 +166,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     given = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries and compilers print must not get between the answers
+    os.dup2(2, 1)  # output of libraries and compilers must not mix with the answers
 
     def answer(**content: Any) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     try:
         network, problem = problems.load(given.file)
-        if not given.variant.startswith("jax"):  # which compiles for one shape, ahead of time
+        if not given.variant.startswith("jax"):  # JAX compiles for one shape, ahead of time
             warm = build(given.variant, network, problems.sample(problem), 3, given.threads)
             warm.window()
             warm.close()

@@ -1,4 +1,4 @@
-"""The configuration reference, made of conf/ and of the types that check it: `python docs/reference.py` prints it."""
+"""Generate the configuration reference from conf/ and the types that check it: `python docs/reference.py` prints it."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ GROUPS: dict[str, Mapping[str, type] | type] = {
 }
 PRESETS = ("experiment", "recipe", "sweep")
 TYPED = {"figures": "figure"}
-"""What a user types where the parsed configuration has another name for it."""
+"""What a user types for fields that have another name in the parsed configuration."""
 _NOUNS = {int: "integer", float: "number", bool: "true or false", str: "word"}
 
 PRESETS_ARE = {
-    "experiment": "Presets: `experiment=NAME` sets all of this; the command line counts more.",
-    "recipe": "What an optimizee, an optimizer and an estimator train well with, named after the three. They apply "
-    "by themselves where their three are chosen; presets and the command line count more.",
+    "experiment": "Presets: `experiment=NAME` sets all of these values; the command line overrides them.",
+    "recipe": "Good settings for an optimizee, an optimizer and an estimator, named after the three. They apply "
+    "automatically if these three are chosen; presets and the command line override them.",
     "sweep": "How the jobs of a sweep are launched and chosen: `-m sweep=NAME`.",
 }
 
 
 def page() -> str:
-    """All of it, in Markdown."""
+    """Return the whole reference in Markdown."""
     return "\n".join([*_commands(), *_groups(), *_presets()])
 
 
@@ -76,20 +76,20 @@ def _presets() -> Iterator[str]:
 
 
 def read(path: Path) -> tuple[str, dict[str, Any]]:
-    """A file of conf/: what its first comment says, and what is in it."""
+    """Read a file of conf/: its first comment and its values."""
     text = path.read_text()
-    lines = re.match(r"(#.*\n)*", text)[0].splitlines()  # type: ignore[index] # it fits anything
+    lines = re.match(r"(#.*\n)*", text)[0].splitlines()  # type: ignore[index] # it matches any text
     comment = " ".join(line.lstrip("# ") for line in lines if line != "# @package _global_")
     return _prose(comment), yaml.safe_load(text)
 
 
 def table(cls: type, values: Mapping[str, Any]) -> str:
-    """The keys of a dataclass, with the defaults that a file of conf/ gives them."""
+    """Return a table of the keys of a dataclass, with their defaults from a file of conf/."""
     return "\n".join(["| key | default | type | meaning |", "|---|---|---|---|", *rows(cls, values)]) + "\n"
 
 
 def rows(cls: type, values: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """A row a key; those of a dataclass within it after it."""
+    """Yield one row per key, and the rows of nested dataclasses."""
     hints, said = typing.get_type_hints(cls), words(cls)
     for field in fields(cls):
         hint, name = hints[field.name], TYPED.get(field.name, field.name)
@@ -102,7 +102,7 @@ def rows(cls: type, values: Mapping[str, Any], path: str = "") -> Iterator[str]:
 
 
 def words(cls: type) -> dict[str, str]:
-    """What the docstrings of a class and of those that it derives from say of its attributes."""
+    """Return the descriptions of attributes in the docstrings of a class and its bases."""
     said: dict[str, str] = {}
     for one in reversed(cls.__mro__):
         section = (one.__doc__ or "").partition("Attributes:\n")[2]
@@ -112,12 +112,12 @@ def words(cls: type) -> dict[str, str]:
 
 
 def summary(cls: type) -> str:
-    """What a class's own docstring says before its sections."""
+    """Return the part of a class's docstring before its sections."""
     return inspect.cleandoc(cls.__doc__ or "").partition("\n\nAttributes:")[0]
 
 
 def kind(hint: Any, rule: str) -> str:
-    """A type and what its values must keep to, in words."""
+    """Describe a type and the rule for its values."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         optional = type(None) in arguments
@@ -135,7 +135,7 @@ def kind(hint: Any, rule: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default as one would type it."""
+    """Format a default as a user types it."""
     if value == "???":
         return "required"
     if isinstance(value, str):
@@ -144,12 +144,12 @@ def shown(value: Any) -> str:
 
 
 def yaml_line(value: Any) -> str:
-    """A value as YAML on one line."""
+    """Format a value as YAML on one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
 
 
 def _prose(text: str) -> str:
-    """A docstring's words for a table or a paragraph of Markdown."""
+    """Escape the text of a docstring for Markdown."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([*_<|\[])", r"\\\1", part) for part in parts)
 

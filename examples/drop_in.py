@@ -1,4 +1,4 @@
-"""A pretrained learned optimizer in an ordinary PyTorch loop, beside Adam at four learning rates.
+"""Use a pretrained learned optimizer in an ordinary PyTorch loop, beside Adam at four learning rates.
 
 Run it with `python examples/drop_in.py`; it takes seconds.
 """

@@ -1,10 +1,11 @@
-"""How do I update a module's parameters inside the graph, as MAML does, and why can't an nn.Parameter do it itself?
+"""Update a module's parameters inside the graph, as MAML does.
 
-An nn.Parameter is a leaf: the place where a graph begins. What comes out of a computation, such as p − lr·g, has a
-history, and a thing can't be both. So the values must leave the module: `named_parameters` gives them, ordinary tensor
-arithmetic updates them, and `torch.func.functional_call` computes the module with them. Any module will do as it is.
+An nn.Parameter cannot be updated inside the graph. It is a leaf, where a graph begins, but the result of a
+computation such as p − lr·g has a history. So the values must leave the module: `named_parameters` returns them,
+ordinary tensor arithmetic updates them, and `torch.func.functional_call` computes the module with them. This works
+with any module.
 
-Run it with `python examples/inner_update.py`; it needs nothing but PyTorch and takes seconds.
+Run it with `python examples/inner_update.py`. It needs only PyTorch and takes seconds.
 """
 
 import math
@@ -19,7 +20,7 @@ Points = tuple[Tensor, Tensor]
 
 
 def adapted(module: nn.Module, params: Params, points: Points, lr: float = 0.02, create_graph: bool = True) -> Params:
-    """The parameters after three steps of gradient descent on a task's points, differentiable in `params`."""
+    """Take three steps of gradient descent on a task's points; the result is differentiable in `params`."""
     x, y = points
     for _ in range(3):
         loss = mse_loss(functional_call(module, params, (x,)), y)
@@ -29,13 +30,13 @@ def adapted(module: nn.Module, params: Params, points: Points, lr: float = 0.02,
 
 
 def outer_loss(module: nn.Module, params: Params, train: Points, test: Points, create_graph: bool = True) -> Tensor:
-    """The loss on new points of a task to whose other points the module was adapted."""
+    """Compute the loss on new points of a task, after adaptation to its other points."""
     params = adapted(module, params, train, create_graph=create_graph)
     return mse_loss(functional_call(module, params, (test[0],)), test[1])
 
 
 def sine() -> tuple[Points, Points]:
-    """A task: ten points of a sine wave to learn it from, and ten others; the wave has an amplitude and a phase."""
+    """Draw a task: ten points of a sine wave for training and ten for testing, with random amplitude and phase."""
     amplitude, phase = 1 + 2 * torch.rand(1), math.pi * torch.rand(1)
     x = 10 * torch.rand(20, 1) - 5
     y = amplitude * torch.sin(x + phase)
@@ -43,7 +44,7 @@ def sine() -> tuple[Points, Points]:
 
 
 def main() -> None:
-    """Show what doesn't work, what does, that its gradient is right, and what it is good for."""
+    """Show what fails, what works, that the gradient is right, and MAML as a use of it."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 1)).double()
     torch.set_default_dtype(torch.float64)

@@ -1,8 +1,9 @@
-"""Learning rates that are learned while a network trains, by one-step hypergradients.
+"""Learn learning rates while a network trains, by one-step hypergradients.
 
-The next backward pass gives each rate the derivative of the new loss with respect to it; an ordinary Adam follows it.
+Each backward pass computes the derivative of the new loss with respect to the rates of the previous step. An ordinary
+Adam updates the rates.
 
-Run it with `python examples/learned_rates.py`; it takes seconds.
+Run it with `python examples/learned_rates.py`. It takes seconds.
 """
 
 import torch
@@ -14,7 +15,7 @@ from l2l_runner.optim import LearnableOptimizer, MetaSGD
 
 
 def train(meta_lr: float) -> tuple[float, LearnableOptimizer]:
-    """The accuracy on 360 test images after 300 steps, and the optimizer; with meta_lr 0 its rates stay as they are."""
+    """Train for 300 steps; return the accuracy on 360 test images, and the optimizer. meta_lr 0 fixes the rates."""
     torch.manual_seed(0)
     digits = load_digits()
     images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
@@ -35,7 +36,7 @@ def train(meta_lr: float) -> tuple[float, LearnableOptimizer]:
 
 
 def main() -> None:
-    """The same training with fixed and with learned rates."""
+    """Train with fixed and with learned rates."""
     fixed, _ = train(meta_lr=0.0)
     learned, optimizer = train(meta_lr=0.1)
     print(f"accuracy with the rate 0.01 fixed: {fixed:.3f}, learned: {learned:.3f}")

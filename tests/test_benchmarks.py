@@ -118,9 +118,9 @@ def test_what_would_not_fit_or_takes_too_long_is_left_out_with_its_reason(monkey
     assert run._reason(bench.Measurement("eager", 1_000_000, 20, 1)) == "would need about 34 GB"
     assert run._reason(bench.Measurement("replay-torch", 1_000_000, 20, 1)) is None
     run.measurements.append(bench.Measurement("replay-torch", 10_000, 20, 1, samples=[1.0, 2.0, 3.0]))
-    assert run._reason(bench.Measurement("replay-torch", 1_000_000, 20, 1)) == "would take about 200 s a window"
+    assert run._reason(bench.Measurement("replay-torch", 1_000_000, 20, 1)) == "would take about 200 s per window"
     assert run._reason(bench.Measurement("replay-torch", 1_000_000, 20, 2)) is None
-    assert run._reason(bench.Measurement("seed", 15910, 20, 1)) == "measured at 1,280 coordinates alone"
+    assert run._reason(bench.Measurement("seed", 15910, 20, 1)) == "measured only at 1,280 coordinates"
 
 
 def test_a_variant_that_computes_something_else_is_denounced() -> None:
@@ -164,7 +164,7 @@ def test_it_runs_from_end_to_end(tmp_path: Path) -> None:
     assert len(by_variant) == 4
     for (name, _), found in by_variant.items():
         if name == "seed":
-            assert found["skipped"] == "measured at 1,280 coordinates alone"
+            assert found["skipped"] == "measured only at 1,280 coordinates"
             assert not found["samples"]
         else:
             assert len(found["samples"]) == 2
