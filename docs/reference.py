@@ -14,21 +14,23 @@ from typing import Any
 import yaml
 
 from l2l_runner import schema
+from l2l_runner.meta import METAS, Unroll
 from l2l_runner.optimizees import OPTIMIZEES
-from l2l_runner.optimizers import HAND_DESIGNED, LEARNED
+from l2l_runner.optimizers import RULES
+from l2l_runner.pages.reproduction.settings import Budget, ReproduceConfig
 
 CONF = Path(__file__).parents[1] / "conf"
-COMMANDS = {"train": schema.TrainConfig, "eval": schema.EvalConfig, "reproduce": schema.ReproduceConfig}
+COMMANDS = {"train": schema.TrainConfig, "eval": schema.EvalConfig, "reproduce": ReproduceConfig}
 GROUPS: dict[str, Mapping[str, type] | type] = {
     "optimizee": OPTIMIZEES,
-    "optimizer": {**HAND_DESIGNED, **LEARNED},
-    "meta": schema.METAS,
-    "unroll": schema.Unroll,
+    "optimizer": RULES,
+    "meta": METAS,
+    "unroll": Unroll,
     "evaluation": schema.Evaluation,
     "device": schema.Device,
     "data": schema.Data,
     "logger": schema.LOGGERS,
-    "budget": schema.Budget,
+    "budget": Budget,
 }
 PRESETS = ("experiment", "recipe", "sweep")
 TYPED = {"figures": "figure"}
@@ -93,10 +95,12 @@ def rows(cls: type, values: Mapping[str, Any], path: str = "") -> Iterator[str]:
     hints, said = typing.get_type_hints(cls), words(cls)
     for field in fields(cls):
         hint, name = hints[field.name], TYPED.get(field.name, field.name)
+        if "table" in field.metadata and "name" in (values.get(name) or {}):
+            hint = field.metadata["table"][values[name]["name"]]
         if is_dataclass(hint) and name in values:
             yield from rows(hint, values[name], f"{path}{name}.")
             continue
-        default = shown(values[name]) if name in values else "its group's"
+        default = shown(values[name]) if name in values else "from its group"
         rule = field.metadata.get("rule")
         yield f"| `{path}{name}` | {default} | {kind(hint, rule.words if rule else '')} | {_prose(said[field.name])} |"
 

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from omegaconf import OmegaConf
 import l2l_runner
 from l2l_runner import schema, streams
 from l2l_runner.launch.hydra import conf_folder, with_open_groups
-from l2l_runner.meta import TBPTT
+from l2l_runner.meta import METAS, TBPTT
 from l2l_runner.meta.base import loss_weights
 from l2l_runner.optimizees import OPTIMIZEES
-from l2l_runner.optimizers import HAND_DESIGNED, LEARNED
+from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, RULES
+from l2l_runner.pages.reproduction.settings import parse_reproduce
 from l2l_runner.runs.checkpoint import load
 from l2l_runner.weights import pretrained
 from problems import RUNTIME, lstm, problems
@@ -38,7 +38,7 @@ DOCS = ROOT / "docs"
 TEXTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
 HOW_TOS = [page for page in PAGES if page.startswith("docs/howto/")]
-PARSERS = {"train": schema.parse_train, "eval": schema.parse_eval, "reproduce": schema.parse_reproduce}
+PARSERS = {"train": schema.parse_train, "eval": schema.parse_eval, "reproduce": parse_reproduce}
 FEWER = ["optimizee.batch=4", "optimizee.validation_problems=4", "optimizee.test_problems=4", "device.threads=1"]
 CRUDE = ["evaluation.tune.per_decade=1", "evaluation.tune.refinements=0"]
 
@@ -54,7 +54,7 @@ needs_codespell = pytest.mark.skipif(
 @pytest.fixture
 def registries() -> Iterator[None]:
     """Unregister after the test what the pages' code registered."""
-    known: list[dict[str, Any]] = [OPTIMIZEES, HAND_DESIGNED, LEARNED, schema.METAS]
+    known: list[dict[str, Any]] = [OPTIMIZEES, HAND_DESIGNED, LEARNED, METAS, RULES]
     before = [dict(registry) for registry in known]
     yield
     for registry, was in zip(known, before, strict=True):
@@ -199,12 +199,9 @@ def test_every_command_shown_is_one(command: tuple[str, ...]) -> None:
         needed = schema.LOGGERS[composed["logger"]["name"]].needs if "logger" in composed else ()
         if not all(find_spec(package) for package in needed):
             pytest.skip(f"not installed: {', '.join(needed)}")
-        if name == "eval":  # which finds the optimizee in the checkpoint, and has the evaluation's keys at the top
-            known = (
-                composed["checkpoint"] if composed["checkpoint"] in pretrained() else "quadratic"
-            )  # not a run's folder
+        if name == "eval" and "optimizee" not in composed:  # the checkpoint's; a run's folder is not there to be read
+            known = composed["checkpoint"] if composed["checkpoint"] in pretrained() else "quadratic"
             composed["optimizee"] = pretrained_config(known)["optimizee"]
-            composed["evaluation"] = {field.name: composed.pop(field.name) for field in fields(schema.Evaluation)}
         PARSERS[name](composed)
     else:
         assert find_spec(words[1]) is not None
@@ -257,7 +254,7 @@ def test_the_reference_names_every_choice_and_key() -> None:
             assert not re.search(r"\| +\|", own), "a key without words"
     row = next(line for line in text.splitlines() if line.startswith("| `meta_batch` |"))
     assert row == "| `meta_batch` | `${optimizee.batch}` | integer ≥ 1 | problems of a meta-step, computed together. |"
-    assert "| `evaluation` | its group's | group |" in text
+    assert "| `evaluation` | from its group | group |" in text
     assert "| `proportion` | `0.99` | number ≥ 0.5 and < 1 |" in text
 
 
