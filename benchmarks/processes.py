@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from l2l_runner.launch.hydra import ENVIRONMENT, conf_folder
+from l2l_runner.launch.hydra import ENVIRONMENT
+from l2l_runner.launch.overrides import conf_folder
 
 SETTINGS = {
     "quadratic, 128 × 10": ["optimizee=quadratic"],

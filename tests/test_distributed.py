@@ -26,7 +26,8 @@ from omegaconf import OmegaConf
 
 from l2l_runner import distributed, schema
 from l2l_runner.errors import ConfigError
-from l2l_runner.launch.hydra import check_torchrun, conf_folder, several
+from l2l_runner.launch.hydra import under_torchrun
+from l2l_runner.launch.overrides import check_torchrun, conf_folder
 from l2l_runner.meta import TBPTT, Estimate
 from problems import lstm, problems
 from running import (
@@ -319,7 +320,7 @@ def test_torchrun_is_refused_where_it_makes_no_sense(monkeypatch: pytest.MonkeyP
         with pytest.raises(ConfigError, match="python -m"):
             check_torchrun(name, arguments)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not several()  # some other system's, which says nothing of where to meet
+    assert not under_torchrun()  # some other system's, which says nothing of where to meet
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     check_torchrun("train", ["resume=run"])
     with pytest.raises(ConfigError, match="--max-restarts"):

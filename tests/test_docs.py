@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 import l2l_runner
 from l2l_runner import schema, streams
-from l2l_runner.launch.hydra import conf_folder, with_open_groups
+from l2l_runner.launch.overrides import allow_new_keys, conf_folder
 from l2l_runner.meta import METAS, TBPTT
 from l2l_runner.meta.base import loss_weights
 from l2l_runner.optimizees import OPTIMIZEES
@@ -185,7 +185,7 @@ def test_every_command_shown_is_one(command: tuple[str, ...]) -> None:
     assert (program, words[0]) == ("python", "-m")
     package, name = words[1].split(".")
     if package == "l2l_runner" and name in PARSERS:
-        overrides = with_open_groups([word for word in words[2:] if word != "-m"])
+        overrides = allow_new_keys([word for word in words[2:] if word != "-m"])
         for choice in [word.split("=")[1] for word in overrides if word.startswith(("sweep=", "hydra/launcher="))]:
             if not has_plugin(choice):
                 pytest.skip(f"Hydra's plugin for {choice} is not installed")

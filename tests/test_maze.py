@@ -22,7 +22,6 @@ from l2l_runner.pages.reporting.runs import find_runs
 from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 from l2l_runner.runtime import Runtime
-from l2l_runner.train import with_own_experiment
 from l2l_runner.unroll import start, unroll
 from problems import OPTIMIZEE_FILES, WARP_RNN, given, optimizee, parse_optimizee, parse_optimizer, problems, scattered
 from running import (
@@ -461,24 +460,6 @@ def test_the_warp_rnn_learns_online_and_in_recurrent_cells_alone(tmp_path: Path)
     assert_one_sentence(ended, "optimizer=warp_rnn learns while it trains, not by meta=tbptt", "meta=online")
     ended = train(tmp_path / "other", "optimizee=quadratic", "optimizer=warp_rnn")
     assert_one_sentence(ended, "optimizer=warp_rnn gates recurrent cells", "optimizee=maze")
-
-
-@pytest.mark.parametrize(
-    ("given_", "expected"),
-    [
-        (["optimizee=maze"], ["experiment=maze", "optimizee=maze"]),
-        (["-m", "optimizee=maze", "seed=1,2"], ["-m", "experiment=maze", "optimizee=maze", "seed=1,2"]),
-        (["optimizee=maze", "optimizer=adam"], ["optimizee=maze", "optimizer=adam"]),
-        (["optimizee=maze", "meta=tbptt"], ["optimizee=maze", "meta=tbptt"]),
-        (["optimizee=maze", "experiment=paper_maze"], ["optimizee=maze", "experiment=paper_maze"]),
-        (["optimizee=quadratic"], ["optimizee=quadratic"]),
-        (["optimizee=maze,quadratic"], ["optimizee=maze,quadratic"]),
-        (["seed=1"], ["seed=1"]),
-        (["resume=runs/1", "optimizee=maze"], ["resume=runs/1", "optimizee=maze"]),
-    ],
-)
-def test_an_optimizee_alone_is_its_experiment(given_: list[str], expected: list[str]) -> None:
-    assert with_own_experiment(given_) == expected
 
 
 # What is shown

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from l2l_runner.launch.hydra import with_quoted_paths
+from l2l_runner.launch.overrides import quote_paths
 from l2l_runner.meta import TBPTT, Estimate
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.folder import RunFolder
@@ -330,13 +330,13 @@ def test_paths_need_no_quotes(key: str) -> None:
     parser = OverridesParser.create()
     for odd in " =,'\"[](){}<>~:;!?&|#$%@^+*ü你":
         path = f"/tmp/a{odd}b"
-        (argument,) = with_quoted_paths([f"{key}={path}"])
+        (argument,) = quote_paths([f"{key}={path}"])
         assert parser.parse_override(argument).value() == path
     for given in ("'/tmp/a=b'", "/tmp/a\\,b", "/tmp/a", ""):
-        assert with_quoted_paths([f"{key}={given}"]) == [f"{key}={given}"]
-    assert parser.parse_override(*with_quoted_paths([f"{key}=~/a"])).value() == "~/a"
+        assert quote_paths([f"{key}={given}"]) == [f"{key}={given}"]
+    assert parser.parse_override(*quote_paths([f"{key}=~/a"])).value() == "~/a"
     for swept in ("a,b", "choice(a,b)", "[a,b],c", "'a=b',c", "a\\(1\\),b"):
-        assert with_quoted_paths(["-m", f"{key}={swept}"]) == ["-m", f"{key}={swept}"]
+        assert quote_paths(["-m", f"{key}={swept}"]) == ["-m", f"{key}={swept}"]
 
 
 def test_equals_signs_and_commas_in_paths_need_no_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +398,7 @@ def test_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     for path in ("nothing", "folder", "file", str(tmp_path / "nothing")):
-        assert_one_sentence(train(None, f"resume={path}"), path, "no run")
+        assert_one_sentence(train(None, f"resume={path}"), path, "is not a run")
     assert_one_sentence(train(None, "resume="), "resume is empty")
     assert_one_sentence(train(None, "resume=''"), "resume is empty")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]

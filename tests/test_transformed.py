@@ -306,7 +306,7 @@ def test_a_stopped_online_run_is_resumed_exactly(online_run: Path, tmp_path: Pat
     process.send_signal(2)
     stopped = finish(process)
     assert stopped.code == 130, stopped.err
-    assert "everything is saved. To go on" in stopped.out
+    assert "everything is saved. To resume" in stopped.out
     resumed = train(None, f"resume={run}")
     assert resumed.code == 0, resumed.err
     mine, theirs = snapshot(run), snapshot(tmp_path / "whole")

@@ -204,7 +204,7 @@ def resume_hint(with_setting: str) -> Iterator[None]:
     try:
         yield
     except ProcessLost as error:
-        raise ProcessLost(f"{error} To go on from the last checkpoint:\n  {command()} {with_setting}") from error
+        raise ProcessLost(f"{error} To resume from the last checkpoint:\n  {command()} {with_setting}") from error
 
 
 @contextmanager

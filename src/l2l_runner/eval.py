@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.launch.hydra import launch, overrides_of, quoted, unquoted, with_first
+from l2l_runner.launch.hydra import Command, launch
+from l2l_runner.launch.overrides import checkpoint_path, keep_trained_optimizee
 
 if TYPE_CHECKING:
     from l2l_runner.optimizers import LearnedRule
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def evaluate(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Compare as a composed configuration describes, in `folder`; return the result, with its score."""
-    from l2l_runner import schema
+def parse(composed: dict[str, Any], given: Collection[str]) -> EvalConfig:
+    """Check a composed configuration and return it typed; the optimizee defaults to that of the checkpoint."""
     from l2l_runner.runs import checkpoint
+    from l2l_runner.schema import parse_eval
 
-    content = checkpoint.load(_source("checkpoint", str(composed["checkpoint"])))
-    return run(schema.parse_eval({"optimizee": content["config"]["optimizee"], **composed}), folder)
+    content = checkpoint.load(checkpoint_path("checkpoint", str(composed["checkpoint"])))
+    return parse_eval({"optimizee": content["config"]["optimizee"], **composed})
 
 
-def run(config: EvalConfig, path: Path) -> dict[str, Any]:
+def evaluate(config: EvalConfig, path: Path) -> dict[str, Any]:
     """Compare in the folder `path`; return the result, with its score."""
     from l2l_runner.evaluation import comparison
     from l2l_runner.evaluation.evaluator import Evaluator
@@ -65,11 +66,11 @@ def run(config: EvalConfig, path: Path) -> dict[str, Any]:
 
 
 class Trained(NamedTuple):
-    """What a checkpoint holds, for a comparison.
+    """The optimizer of a checkpoint, ready for a comparison.
 
     Attributes:
         name: of the rule.
-        rule: for the problems of the comparison, where it is computed.
+        rule: on the device of the comparison, fitted to its problems.
         seed: of the run.
         steps: of the trajectories that it was trained on.
         origin: where it comes from, in the words of a log.
@@ -83,10 +84,10 @@ class Trained(NamedTuple):
 
 
 def _trained(key: str, given: str, config: EvalConfig) -> Trained:
-    """Load the optimizer that a checkpoint holds, which has not met the tasks that it is to be tested on."""
+    """Load the optimizer of a checkpoint, and reject test tasks that it was trained on."""
     from l2l_runner.runs import checkpoint
 
-    source, runtime = _source(key, given), config.runtime()
+    source, runtime = checkpoint_path(key, given), config.runtime()
     content = checkpoint.load(source)
     trained, meta_steps = content["config"], content["progress"]["step"]
     rule = checkpoint.restore_rule(content, source)  # first, as it says what is wrong with a configuration
@@ -97,37 +98,9 @@ def _trained(key: str, given: str, config: EvalConfig) -> Trained:
     return Trained(trained["optimizer"]["name"], rule, int(trained["seed"]), int(trained["unroll"]["steps"]), origin)
 
 
-def with_trained_optimizee(arguments: list[str]) -> list[str]:
-    """`optimizee.key=value` without `optimizee=…` changes the optimizee that the checkpoint was trained on."""
-    given = overrides_of(arguments)
-    if "optimizee" in given or "checkpoint" not in given or not any(key.startswith("optimizee.") for key in given):
-        return arguments
-    from l2l_runner.runs import checkpoint  # heavy, and --help has no use for it
-
-    trained = checkpoint.load(_source("checkpoint", unquoted(given["checkpoint"])))["config"]["optimizee"]
-    return with_first([f"+optimizee={_override(trained)}"], arguments)
-
-
-def _source(key: str, given: str) -> Path:
-    if not given:
-        raise ConfigError(f"{key} is empty: give a best.pt, or the folder of its run, as {key}=PATH.")
-    return Path(given).expanduser()
-
-
-def _override(value: Any) -> str:
-    """A plain value in Hydra's override grammar."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_override(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_override(item) for item in value) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return quoted(value) if isinstance(value, str) else repr(value)
-
-
 def main() -> None:
-    """The console script l2l-eval."""
-    launch("eval", evaluate, with_trained_optimizee)
+    """Run the console script l2l-eval."""
+    launch(Command("eval", parse, evaluate, keep_trained_optimizee))
 
 
 if __name__ == "__main__":

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l2l_runner.errors import UserError
-from l2l_runner.launch.hydra import launch, quoted
+from l2l_runner.launch.hydra import Command, launch
+from l2l_runner.launch.overrides import quoted
+
+if TYPE_CHECKING:
+    from l2l_runner.pages.reproduction.settings import ReproduceConfig
 
 log = logging.getLogger(__name__)
 
 
 class ClaimsFailed(UserError):
-    """Claims that held before do no longer."""
+    """Claims that held before fail now."""
 
 
 class StagesFailed(UserError):
-    """Stages have failed for other reasons than that their data cannot be had."""
+    """Stages failed for other reasons than missing data."""
 
 
-def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Run what a composed configuration asks for, and write the page; the result, whose score is claims that fail."""
+def parse(composed: dict[str, Any], given: Collection[str]) -> ReproduceConfig:
+    """Check a composed configuration and return it typed."""
+    from l2l_runner.pages.reproduction.settings import parse_reproduce
+
+    return parse_reproduce(composed)
+
+
+def reproduce(config: ReproduceConfig, path: Path) -> dict[str, Any]:
+    """Run the stages of the chosen figures, and write the page; the score is the number of claims that fail."""
     from l2l_runner.evaluation.statistics import align
     from l2l_runner.pages.reproduction.page import held_before, keep, remember, verdict, write_report
     from l2l_runner.pages.reproduction.running import run_stages
-    from l2l_runner.pages.reproduction.settings import parse_reproduce
     from l2l_runner.pages.reproduction.stages import stages_of
     from l2l_runner.runtime import describe, pick_device
     from l2l_runner.stopping import Stopped
 
-    config = parse_reproduce(composed)
     device = pick_device(config.device.name)
     root = Path(config.folder).expanduser().absolute()
     stages = stages_of(config)
@@ -50,7 +60,7 @@ def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
     tell += [f"{stage['name']}: {stage['reason']}" for stage in report["stages"] if stage["reason"]]
     log.info("%s", "\n".join([*tell, str(root / "index.html"), str(root / "index.md")]))
     if any(outcome.status == "stopped" for outcome in outcomes.values()):
-        raise Stopped("Stopped; everything is saved. To go on, give the same command again.", 130)
+        raise Stopped("Stopped; everything is saved. To resume, repeat the command.", 130)
     lost = [claim["key"] for claim in report["claims"] if claim["holds"] is False and claim["key"] in before]
     if lost:
         raise ClaimsFailed(
@@ -67,8 +77,8 @@ def reproduce(composed: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The console script l2l-reproduce."""
-    launch("reproduce", reproduce, lambda arguments: arguments)
+    """Run the console script l2l-reproduce."""
+    launch(Command("reproduce", parse, reproduce))
 
 
 if __name__ == "__main__":

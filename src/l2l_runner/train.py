@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-
-from l2l_runner.launch.hydra import conf_folder, launch, overrides_of, resumed, with_first
+from l2l_runner.launch.hydra import Command, launch
+from l2l_runner.launch.overrides import resume_run
 
 if TYPE_CHECKING:
     from l2l_runner.schema import TrainConfig
 
 
-def train(composed: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Train what a composed configuration describes, in the folder `path`; return the result, with its score."""
+def parse(composed: dict[str, Any], given: Collection[str]) -> TrainConfig:
+    """Check a composed configuration, with the keys that the user gave, and return it typed."""
     from l2l_runner.schema import parse_train
 
-    return run(parse_train(composed, overrides_of(HydraConfig.get().overrides.task)), path)
+    return parse_train(composed, given)
 
 
-def run(config: TrainConfig, path: Path) -> dict[str, Any]:
+def train(config: TrainConfig, path: Path) -> dict[str, Any]:
     """Train in the folder `path`; return the result, with its score."""
     from l2l_runner import distributed
     from l2l_runner.runs.folder import RunFolder
@@ -42,22 +42,9 @@ def run(config: TrainConfig, path: Path) -> dict[str, Any]:
     return result
 
 
-def with_own_experiment(arguments: list[str]) -> list[str]:
-    """`optimizee=NAME` alone is `experiment=NAME`, where there is one: such as for an agent in a maze.
-
-    Whoever says what it is to be trained with gets just that.
-    """
-    given = overrides_of(arguments)
-    name = given.get("optimizee", "")
-    own = name.isidentifier() and (conf_folder() / "experiment" / f"{name}.yaml").is_file()
-    if not own or given.keys() & {"optimizer", "meta", "experiment", "resume"}:
-        return arguments
-    return with_first([f"experiment={name}"], arguments)
-
-
 def main() -> None:
-    """The console script l2l-train."""
-    launch("train", train, lambda arguments: resumed(with_own_experiment(arguments)))
+    """Run the console script l2l-train."""
+    launch(Command("train", parse, train, resume_run))
 
 
 if __name__ == "__main__":

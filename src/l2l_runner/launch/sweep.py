@@ -1,4 +1,4 @@
-"""The end of a sweep, however it ends: a table, a CSV, a JSON and a plot of its jobs, and an exit code."""
+"""The summary of a sweep, however it ends: a table, a CSV, a JSON and a plot of its jobs, and an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,19 @@ from l2l_runner.launch.sweep_folder import SweepFolder
 from l2l_runner.stopping import Stopped, stop_requests
 
 
-def has_ended(result: Mapping[str, Any] | None) -> bool:
-    """Whether a job with this result need not be run again."""
-    return result is not None and result["status"] in ("completed", "diverged")
-
-
 def read_jobs(folder: Path, kept: Collection[str] = (), stopped: bool = False) -> list[dict[str, Any]]:
-    """The jobs of a sweep's folder, in order; one without a result has failed, or was stopped with its sweep.
+    """Return the jobs of a sweep's folder, sorted by name.
 
     Each has `job`, `values` (of all overrides), `status`, `kept`, `score`, `final`, `sum`, `metrics` and `error`.
 
     Args:
         folder: of the sweep.
-        kept: names of jobs whose results are older than the sweep's start.
-        stopped: whether the sweep was.
+        kept: names of the jobs whose results are older than the start of the sweep.
+        stopped: whether the sweep was stopped: if so, jobs without a result count as stopped, else as failed.
     """
     jobs = []
     absent = {"status": "stopped"} if stopped else {"status": "failed", "error": "it left no result"}
-    for overrides in sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda path: place(path.parents[1].name)):
+    for overrides in sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda path: sort_key(path.parents[1].name)):
         job = overrides.parents[1]
         known = {"job": job.name, "values": overridden(overrides), "kept": job.name in kept}
         record = {
@@ -64,13 +59,13 @@ def _result(job: Path) -> dict[str, Any] | None:
 
 
 def overridden(path: Path) -> dict[str, str]:
-    """The keys and values of an overrides.yaml, but for how its sweep was run."""
+    """Return the keys and values of an overrides.yaml, without the choice of how its sweep was launched."""
     pairs = [str(item).partition("=") for item in OmegaConf.load(path)]
     return {key.lstrip("+"): value for key, _, value in pairs if key != "sweep"}
 
 
 def keep_swept(jobs: Sequence[dict[str, Any]]) -> list[str]:
-    """Leave of the jobs' `values` those that differ between jobs (all where none does); their keys."""
+    """Reduce the jobs' `values` to those that differ between jobs, or keep all if none does; return their keys."""
     keys = list(dict.fromkeys(key for job in jobs for key in job["values"]))
     swept = [key for key in keys if len({job["values"].get(key) for job in jobs}) > 1] or keys
     for job in jobs:
@@ -78,26 +73,26 @@ def keep_swept(jobs: Sequence[dict[str, Any]]) -> list[str]:
     return swept
 
 
-def place(name: str) -> tuple[int, str]:
-    """What folders are sorted by: numbers as numbers, before names."""
+def sort_key(name: str) -> tuple[int, str]:
+    """Return the sort key of a folder's name: numbers come first, in numerical order."""
     return (int(name), "") if name.isdigit() else (1 << 30, name)
 
 
 class SweepSummary(Callback):
-    """Hydra's callback that watches over a sweep, and sums it up once all its jobs have ended.
+    """Hydra's callback that summarises a sweep once all its jobs have ended.
 
-    It has no state of its own, because launchers send it to the jobs' processes.
+    It has no state, because launchers send it to the processes of the jobs.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note what is there already, and hear Ctrl-C for all jobs."""
+        """Record which results exist already, and receive Ctrl-C for all jobs."""
         global _running
         folder = SweepFolder(Path(str(config.hydra.sweep.dir)).absolute())
         _running = Sweep(folder, f"python -m l2l_runner.{config.hydra.job.name}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Sum up; exit with 1 if a job failed."""
-        if _running is not None and _running.sum_up():
+        """Write and print the summary; exit with 1 if a job failed."""
+        if _running is not None and _running.summarise():
             raise SystemExit(1)
 
 
@@ -106,21 +101,21 @@ class Sweep:
 
     Attributes:
         folder: its folder.
-        stop: the signals that asked it to stop.
+        stop: the signals that requested a stop.
     """
 
     def __init__(self, folder: SweepFolder, command: str):
         self.folder, self._command = folder, command
         self._before = self._results()
-        self._until_the_end = ExitStack()
-        self.stop = self._until_the_end.enter_context(stop_requests(folder.stop.touch))
+        self._exit_stack = ExitStack()
+        self.stop = self._exit_stack.enter_context(stop_requests(folder.stop.touch))
 
     def _results(self) -> set[tuple[str, int]]:
-        """The jobs that have results, and when these were written."""
+        """Return the jobs that have results, with the times at which these were written."""
         return {(path.parent.name, path.stat().st_mtime_ns) for path in self.folder.path.glob("*/result.json")}
 
-    def sum_up(self, stopped: bool = False) -> bool:
-        """Write sweep.csv, .json and .png, print the table and what has failed now; whether anything has."""
+    def summarise(self, stopped: bool = False) -> bool:
+        """Write sweep.csv, .json and .png, print the table and the failures; tell whether a job failed now."""
         from l2l_runner.evaluation.statistics import align
         from l2l_runner.plots import plotting
         from l2l_runner.runs.folder import RunFolder
@@ -162,37 +157,38 @@ class Sweep:
             print(f"job {job['job']} failed: {job['error'].splitlines()[0]}")
         return bool(failed)
 
-    def how_to_go_on(self, arguments: Sequence[str]) -> str:
-        """The command that goes on with the sweep, as a shell wants it."""
+    def resume_command(self, arguments: Sequence[str]) -> str:
+        """Return the shell command that resumes the sweep."""
         rest = [argument for argument in arguments if not argument.startswith("hydra.sweep.dir=")]
         return f"{self._command} {shlex.join([*rest, f'hydra.sweep.dir={self.folder.path}'])}"
 
     def close(self) -> None:
-        """Leave signals to others again."""
-        self._until_the_end.close()
+        """Restore the signal handlers."""
+        self._exit_stack.close()
 
 
 _running: Sweep | None = None
-"""None in the processes of a sweep's jobs, where they have their own."""
+"""The sweep of this process; None in the separate processes of a sweep's jobs."""
 
 
 def stop_exception(stopped: Stopped) -> BaseException:
-    """What a job that was stopped raises: in the process of its sweep what ends the sweep at once.
+    """Return what a stopped job raises.
 
-    In a process of its own it raises what launchers take for a result, so that they wait for the others to stop.
+    In the process of its sweep, KeyboardInterrupt ends the sweep at once. In a process of its own, `Stopped` reaches
+    the launcher as the result of the job, so that the launcher waits for the other jobs to stop.
     """
     return stopped if _running is None else KeyboardInterrupt()
 
 
 @contextmanager
-def summed_up(arguments: Sequence[str]) -> Iterator[None]:
-    """Sum up a sweep that is begun within, also if it is stopped or if its launcher fails.
+def sweep_summary(arguments: Sequence[str]) -> Iterator[None]:
+    """Summarise a sweep that starts within this context, also if it is stopped or its launcher fails.
 
     Args:
-        arguments: those that the user gave.
+        arguments: of the command line, as the user gave them.
 
     Raises:
-        SystemExit: it was stopped, or its launcher has failed.
+        SystemExit: the sweep was stopped, or its launcher failed.
     """
     global _running
     try:
@@ -205,9 +201,9 @@ def summed_up(arguments: Sequence[str]) -> Iterator[None]:
         stopped = bool(_running.stop) or isinstance(error, (KeyboardInterrupt, Stopped))
         if not stopped:
             print(f"Error: the launcher failed before all jobs had ended ({reason(error)}).", file=sys.stderr)
-        _running.sum_up(stopped)
-        said = "Stopped; what is there is kept." if stopped else "What is there is kept."
-        print(f"{said} To go on:\n  {_running.how_to_go_on(arguments)}")
+        _running.summarise(stopped)
+        said = "Stopped; all results are kept." if stopped else "All results are kept."
+        print(f"{said} To resume:\n  {_running.resume_command(arguments)}")
         raise SystemExit(128 + (_running.stop or [signal.SIGINT])[0] if stopped else 1) from None
     finally:
         if _running is not None:

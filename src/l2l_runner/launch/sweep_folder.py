@@ -1,7 +1,7 @@
-"""The folder of a sweep: a job has the folder in it that belongs to what the job computes, whatever its number is.
+"""The folder of a sweep: each job's folder follows from what the job computes, not from its number.
 
-So a sweep that is started again, with more values or fewer, finds what is there. Folders are handed out by a resolver
-of `hydra.sweep.subdir`, before Hydra writes anything into them, in whichever process the job is run.
+So a sweep that is started again, with more values or fewer, finds the results that exist. A resolver of
+`hydra.sweep.subdir` assigns the folders before Hydra writes into them, in whichever process the job runs.
 """
 
 from __future__ import annotations
@@ -24,111 +24,107 @@ from l2l_runner.stopping import POLL, Stopped, relayed
 
 
 def identity(config: Mapping[str, Any], swept: Collection[str]) -> str:
-    """A name for what a job computes.
+    """Return a hash of what a job computes.
+
+    Keys that say where it is computed don't count, unless the sweep varies them.
 
     Args:
-        config: all that it was composed of.
-        swept: the keys that its sweep goes over.
+        config: the composed configuration of the job.
+        swept: the keys that the sweep varies.
     """
 
     def is_swept(key: str) -> bool:
         return any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in swept)
 
-    free = [key for key in WHERE_KEYS if not is_swept(key)]
-    counting = json.dumps(_without(config, free), sort_keys=True, default=str)
-    return hashlib.sha256(counting.encode()).hexdigest()[:16]
+    ignored = [key for key in WHERE_KEYS if not is_swept(key)]
+    content = json.dumps(_without(config, ignored), sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _without(config: Mapping[str, Any], free: Collection[str], path: str = "") -> dict[str, Any]:
+def _without(config: Mapping[str, Any], ignored: Collection[str], path: str = "") -> dict[str, Any]:
     return {
-        str(key): _without(value, free, f"{path}{key}.") if isinstance(value, Mapping) else value
+        str(key): _without(value, ignored, f"{path}{key}.") if isinstance(value, Mapping) else value
         for key, value in config.items()
-        if f"{path}{key}" not in free
+        if f"{path}{key}" not in ignored
     }
 
 
 def without_hydra(config: DictConfig) -> dict[str, Any]:
-    """What a job is composed of, interpolations resolved."""
+    """Return the composed configuration of a job without Hydra's own part, with all interpolations resolved."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return dict(OmegaConf.to_container(own, resolve=True))  # type: ignore[arg-type]
 
 
 class SweepFolder:
-    """A sweep's folder, with what the processes of its jobs must agree on in `.sweep/`.
+    """A sweep's folder; the processes of the jobs share their state in `.sweep/`.
 
     Attributes:
         path: the folder.
-        own: `.sweep/` in it.
-        stop: a file that is there from a request to stop until the sweep is started again.
+        state: the folder `.sweep/` in it.
+        stop: a file that exists from a stop request until the sweep is started again.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.own = path / ".sweep"
-        self.stop = self.own / "stop"
+        self.state = path / ".sweep"
+        self.stop = self.state / "stop"
 
-    def begin(self, swept: Collection[str], handed_out: bool = True, program: str = "train") -> None:
-        """Start a sweep over these keys, or go on with one.
+    def begin(self, swept: Collection[str], assigned: bool = True, program: str = "train") -> None:
+        """Start or resume a sweep.
 
         Args:
-            swept: the keys.
-            handed_out: whether jobs have the folders that `folder_of` gives them, and not others of the user's.
-            program: whose jobs they are: train, or eval.
+            swept: the keys that it varies.
+            assigned: whether `folder_of` assigns the folders of the jobs; False if the user set hydra.sweep.subdir.
+            program: the command of its jobs: train or eval.
 
         Raises:
             StorageError: the folder belongs to something else, or cannot be written.
         """
-        others = {".run": "a run", "multirun.yaml": "a sweep of an older version"}
-        owner = next((owner for mark, owner in others.items() if (self.path / mark).exists()), None)
-        if owner is not None and not self.own.exists():
+        elsewhere = "give the new sweep a folder of its own with hydra.sweep.dir=FOLDER."
+        if (self.path / ".run").exists() and not self.state.exists():
+            raise StorageError(f"{self.path} already belongs to a run: {elsewhere}")
+        owner = self.state / "program"
+        if owner.exists() and owner.read_text() != program:
+            raise StorageError(f"{self.path} already belongs to a sweep of {owner.read_text()}: {elsewhere}")
+        if not (assigned and self.state.exists()) and any(self.path.glob("*/.run")):
             raise StorageError(
-                f"{self.path} already belongs to {owner}: give the new sweep its own with hydra.sweep.dir=FOLDER."
-            )
-        before = self.own / "program"
-        if before.exists() and before.read_text() != program:
-            raise StorageError(
-                f"{self.path} already belongs to a sweep of {before.read_text()}: give that of {program} its own with "
-                "hydra.sweep.dir=FOLDER."
-            )
-        if not (handed_out and self.own.exists()) and any(self.path.glob("*/.run")):
-            raise StorageError(
-                f"{self.path} already holds runs, which a sweep goes on with only if they are its own jobs, without "
-                "hydra.sweep.subdir: give the new sweep a folder of its own with hydra.sweep.dir=FOLDER."
+                f"{self.path} already holds runs. A sweep resumes only its own jobs, without hydra.sweep.subdir: "
+                f"{elsewhere}"
             )
         try:
-            self.own.mkdir(parents=True, exist_ok=True)
+            self.state.mkdir(parents=True, exist_ok=True)
             self.stop.unlink(missing_ok=True)
-            (self.own / "swept.json").write_text(json.dumps(sorted(swept)))
-            before.write_text(program)
+            (self.state / "swept.json").write_text(json.dumps(sorted(swept)))
+            owner.write_text(program)
         except OSError as error:
             raise StorageError(
                 f"{self.path} could not be written ({error.strerror}): choose another with hydra.sweep.dir=FOLDER."
             ) from error
 
     def folder_of(self, config: Mapping[str, Any], number: int) -> str:
-        """The name of a job's folder: the one that it had before, or a free one, its number if that is free."""
-        with FileLock(self.own / "lock"):
+        """Return the name of a job's folder: the one that it had before, else its number or the next free one."""
+        with FileLock(self.state / "lock"):
             entry = self._entry(config)
-            if entry.exists() and self._still(entry):
+            if entry.exists() and self._is_current(entry):
                 return entry.read_text()
             numbers = itertools.chain([number], itertools.count())
             folder = next(str(n) for n in numbers if not (self.path / str(n)).exists())
             (self.path / folder).mkdir()
-            (self.own / "new").write_text(folder)
-            os.replace(self.own / "new", entry)
+            (self.state / "new").write_text(folder)
+            os.replace(self.state / "new", entry)
             return folder
 
     def is_of(self, folder: str, config: Mapping[str, Any]) -> bool:
-        """Whether a folder was handed out to a job."""
+        """Tell whether a folder was assigned to a job."""
         entry = self._entry(config)
         return entry.exists() and entry.read_text() == folder
 
     def _entry(self, config: Mapping[str, Any]) -> Path:
-        """The file that holds the name of a job's folder, where it has one."""
-        return self.own / identity(config, json.loads((self.own / "swept.json").read_text()))
+        """Return the path of the file that holds the name of a job's folder, if the job has one."""
+        return self.state / identity(config, json.loads((self.state / "swept.json").read_text()))
 
-    def _still(self, entry: Path) -> bool:
-        """Whether a folder's run is what it was; one that was resumed by itself, for longer, say, is another now."""
+    def _is_current(self, entry: Path) -> bool:
+        """Tell whether a folder's run is still that job, and was not resumed alone with other settings since."""
         folder = self.path / entry.read_text()
         config = folder / ".hydra" / "config.yaml"
         if not config.exists():
@@ -137,13 +133,13 @@ class SweepFolder:
 
     @contextmanager
     def locked(self, folder: str) -> Iterator[None]:
-        """Have a job's folder for oneself: another job that computes the same comes after or before.
+        """Lock a job's folder, so that jobs that compute the same run one after another.
 
         Raises:
-            Stopped: the sweep is to stop.
+            Stopped: the sweep was asked to stop.
         """
-        lock = FileLock(self.own / f"{folder}.lock", timeout=POLL)
-        while not lock.is_locked:  # not for long at a time, so that a stop is heard
+        lock = FileLock(self.state / f"{folder}.lock", timeout=POLL)
+        while not lock.is_locked:  # with a short timeout, so that a stop request is noticed
             if self.stop.exists():
                 raise Stopped("Not started.", 130)
             with suppress(Timeout):

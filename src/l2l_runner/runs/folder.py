@@ -14,7 +14,7 @@ from l2l_runner.errors import FolderTaken, StorageError
 from l2l_runner.files import jsonable, with_nan
 
 WHERE_KEYS = ("resume", "data", "device.name", "device.threads", "kernel", "logger")
-"""Keys that say where and with what help a run is computed, but not what: unless a sweep goes over them."""
+"""Keys that say where and with what help a run is computed, but not what it computes."""
 
 RESUMING = ".resuming"  # where Hydra writes a resumption's settings until they are accepted
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from l2l_runner.errors import StorageError, UserError, reason
 from l2l_runner.evaluation.statistics import with_ci
 from l2l_runner.files import with_nan
-from l2l_runner.launch.sweep import overridden, place
+from l2l_runner.launch.sweep import overridden, sort_key
 from l2l_runner.pages.write import COMPARED, comparison_rows
 from l2l_runner.runs import checkpoint
 
@@ -160,9 +160,8 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
                 ".run and .hydra)."
             )
         found |= here
-        marks = ("multirun.yaml", ".sweep")  # the first of Hydra's own sweeper, also in sweeps of older versions
         new = [path.parent for path in list(found)[before:]]
-        sweeps |= {path: None for path in new if any((path / mark).exists() for mark in marks)}
+        sweeps |= {path: None for path in new if (path / ".sweep").exists()}
     root = Path(os.path.commonpath([path.parent.parent if path.parent in sweeps else path.parent for path in found]))
     runs = [Run(path, str(path.relative_to(root))) for path in found]
     runs = [run for run in runs if read_run(run)]
@@ -175,7 +174,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
 
 def _folders(root: Path) -> Iterable[Path]:
     for path, children, _ in os.walk(root):
-        children[:] = sorted((name for name in children if name not in INSIDE), key=place)
+        children[:] = sorted((name for name in children if name not in INSIDE), key=sort_key)
         yield Path(path)
 
 

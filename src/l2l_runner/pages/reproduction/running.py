@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from l2l_runner.errors import DataError, StorageError
-from l2l_runner.launch.hydra import quoted
+from l2l_runner.launch.overrides import quoted
 from l2l_runner.pages.reproduction.stages import Stage, folder_name
 from l2l_runner.runs.folder import RunFolder
 from l2l_runner.stopping import stop_requests
