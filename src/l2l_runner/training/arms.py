@@ -164,7 +164,7 @@ class Arms(Run[ArmsProgress], Generic[AReading]):
         self.pending.append(window.losses.flatten())
         before, now = self.progress.step, window.end.step
         bar.update(now - before)
-        self.advance(step=now)
+        self.update_progress(step=now)
         if now // self.read_every > before // self.read_every or now == self.steps:
             self._read(self._problem, torch.cat(self.pending), bar)
             self.after_reading()
@@ -208,7 +208,7 @@ class Arms(Run[ArmsProgress], Generic[AReading]):
         assert self._problem is not None
         self.close(self._problem, complete=self.progress.step == self.steps and not self._diverged)
         self.point, self.pending, self._problem, self._windows = None, [], None, iter(())
-        self.advance(trajectory=self.progress.trajectory + 1, step=0)
+        self.update_progress(trajectory=self.progress.trajectory + 1, step=0)
         self.after_trajectory()
         self.save(self.folder.last)
 

@@ -9,13 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from l2l_runner import distributed, streams
 from l2l_runner.evaluation.evaluator import Evaluator
-from l2l_runner.meta.base import Grads
 from l2l_runner.optimizers import LearnedRule
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.folder import RunFolder
@@ -155,9 +152,9 @@ class Run(ABC, Generic[Progress]):
     def record(self, **record: Any) -> None:
         """Append a line to metrics.jsonl."""
         if distributed.is_first():
-            self.advance(metrics_bytes=self.folder.log(record))
+            self.update_progress(metrics_bytes=self.folder.log(record))
 
-    def advance(self, **changes: Any) -> None:
+    def update_progress(self, **changes: Any) -> None:
         """Change some fields of the progress."""
         self.progress = replace(self.progress, **changes)  # type: ignore[type-var]
 
@@ -169,30 +166,3 @@ def new_rule(config: TrainConfig, runtime: Runtime) -> LearnedRule:
     rule.to(runtime.device, runtime.dtype)
     rule.use_kernel(config.kernel)
     return rule
-
-
-def meta_update(
-    meta_optimizer: torch.optim.Optimizer,
-    optimizer: LearnedRule,
-    grads: Grads,
-    norm: Tensor,
-    usable: Tensor,
-    clip: float | None,
-) -> None:
-    """Take a step of the meta-optimizer, a fused one, without waiting for the device.
-
-    Args:
-        meta_optimizer: what takes the step.
-        optimizer: what it learns.
-        grads: the meta-gradient; parameters without one stay as they are.
-        norm: its global norm, a scalar.
-        usable: a scalar: 1, or 0 to leave everything as it is.
-        clip: the largest norm; None for any.
-    """
-    scale = 1.0 if clip is None else (clip / (norm + 1e-12)).clamp(max=1)
-    for parameter, grad in zip(optimizer.parameters(), grads, strict=True):
-        # Fused optimizers take a gradient's numbers in the order of memory, which vmap's convolutions may have changed.
-        parameter.grad = None if grad is None else torch.empty_like(parameter).copy_(grad * scale)
-    # Where it is 1, a fused optimizer leaves everything as it is.
-    meta_optimizer.found_inf = 1 - usable  # type: ignore[attr-defined]
-    meta_optimizer.step()

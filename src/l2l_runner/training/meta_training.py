@@ -16,13 +16,13 @@ from l2l_runner import distributed
 from l2l_runner.evaluation import comparison
 from l2l_runner.evaluation.comparison import Comparison
 from l2l_runner.evaluation.curves import Curves
-from l2l_runner.meta import Estimate, MetaGradient, MetaTrainingConfig
-from l2l_runner.meta.base import Grads, global_norm
+from l2l_runner.meta import MetaGradient, MetaTrainingConfig
 from l2l_runner.optimizers import HandDesigned
 from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.results import Entry, Interval, RunResult
-from l2l_runner.training.base import Run, meta_update, new_rule
+from l2l_runner.training.base import Run, new_rule
+from l2l_runner.training.meta_step import meta_step
 
 log = logging.getLogger(__name__)
 
@@ -198,52 +198,35 @@ class MetaTraining(Run[MetaProgress]):
         lr = learning_rate(meta, step)
         for group in self.meta_optimizer.param_groups:
             group["lr"] = lr
-        # What isn't finite never reaches the parameters, and the rest of that trajectory is lost with it. All of that
-        # is decided on the device; the host waits for it once, at the end, to log.
-        usable = torch.ones((), device=self.runtime.device)
-        figures: list[Tensor] = []
-        imitates, covered = False, 0
-        for estimate in self.estimator.estimates(self.rule, problem):
-            meta_loss, final, grads = _over_ranks(estimate, len(seeds) / config.meta_batch)
-            norm = global_norm(grads)
-            usable = usable * (torch.isfinite(meta_loss) & torch.isfinite(norm))
-            meta_update(self.meta_optimizer, self.rule, grads, norm, usable, meta.clip)
-            imitates = estimate.imitates
-            covered += len(estimate.losses)
-            figures.append(torch.stack([meta_loss, final, norm, usable.to(norm)]))
-        windows = torch.stack(figures).tolist()
-        norms = [norm for _, _, norm, used in windows if used]
-        trajectory_loss = sum(window[0] for window in windows)
-        if len(norms) < len(windows):
-            in_row = self.progress.skipped_in_row + 1 if not norms else 1
-            self.advance(skipped=self.progress.skipped + 1, skipped_in_row=in_row)
-            trajectory_loss = math.nan
+        share = len(seeds) / config.meta_batch
+        done = meta_step(self.rule, self.meta_optimizer, self.estimator, problem, meta.clip, share)
+        if done.skipped:
+            in_row = self.progress.skipped_in_row + 1 if done.all_skipped else 1
+            self.update_progress(skipped=self.progress.skipped + 1, skipped_in_row=in_row)
         else:
-            self.advance(skipped_in_row=0)
-        self.advance(step=step + 1)
-        # A distance is relative already; a meta-loss is a sum over the trajectory.
-        event, name = ("imitation", "distance") if imitates else ("meta_step", "meta_loss")
-        mean = trajectory_loss / (len(windows) if imitates else covered)
+            self.update_progress(skipped_in_row=0)
+        self.update_progress(step=step + 1)
+        event, name = ("imitation", "distance") if done.imitates else ("meta_step", "meta_loss")
         self.record(
             event=event,
             step=step + 1,
             horizon=self.horizon,
-            **{name: mean},
-            final_loss=windows[-1][1],
-            grad_norm=sum(norms) / len(norms) if norms else math.nan,
+            **{name: done.loss},
+            final_loss=done.final_loss,
+            grad_norm=done.grad_norm,
             lr=lr,
             skipped=self.progress.skipped,
         )
-        bar.set_postfix(self._figures(**{name: f"{mean:.4g}"}), refresh=False)
+        bar.set_postfix(self._figures(**{name: f"{done.loss:.4g}"}), refresh=False)
         bar.update()
 
     def _validate(self, bar: tqdm[Any]) -> None:
         curves = self.evaluator.validate(self.rule, self.horizon)
         score = distributed.run_on_first(lambda: curves.score(self.config.score))  # one for all, to the last bit
         better = score < self.progress.best_score or self.progress.best_step < 0
-        self.advance(validated=self.progress.step)
+        self.update_progress(validated=self.progress.step)
         if better:
-            self.advance(best_score=score, best_step=self.progress.step)
+            self.update_progress(best_score=score, best_step=self.progress.step)
         self.record(
             event="validation",
             step=self.progress.step,
@@ -268,7 +251,9 @@ class MetaTraining(Run[MetaProgress]):
         """Return to the best at this horizon, and begin the next one, at which the best has yet to be found."""
         self.meta_optimizer.load_state_dict(self._load_best()["meta_optimizer"])
         progress, before = self.progress, self.horizon
-        self.advance(stage=progress.stage + 1, validated=-1, best_score=math.inf, best_step=-1, skipped_in_row=0)
+        self.update_progress(
+            stage=progress.stage + 1, validated=-1, best_score=math.inf, best_step=-1, skipped_in_row=0
+        )
         log.info(
             "Meta-step %d: no better score in %d validations of %d steps; continuing with %d steps from the best, of "
             "meta-step %d.",
@@ -347,11 +332,3 @@ class MetaTraining(Run[MetaProgress]):
         skipped = {"skipped": str(self.progress.skipped)} if self.progress.skipped else {}
         self._on_bar |= figures
         return {**self._on_bar, **best, **skipped}
-
-
-def _over_ranks(estimate: Estimate, share: float) -> tuple[Tensor, Tensor, Grads]:
-    """Return meta-loss, mean final loss and gradients for the problems of all ranks, of which this one has a share."""
-    given = [grad for grad in estimate.grads if grad is not None]
-    meta_loss, final, *grads = distributed.all_reduce([estimate.meta_loss, estimate.losses[-1].mean(), *given], share)
-    reduced = iter(grads)
-    return meta_loss, final, tuple(None if grad is None else next(reduced) for grad in estimate.grads)

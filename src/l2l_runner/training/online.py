@@ -27,7 +27,8 @@ from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.results import Interval, RunResult
 from l2l_runner.training.arms import Arms, Window
-from l2l_runner.training.base import meta_update, new_rule
+from l2l_runner.training.base import new_rule
+from l2l_runner.training.meta_step import meta_update
 from l2l_runner.unroll import Point, unroll
 
 log = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ class OnlineTraining(Arms[OnlineReading]):
                 self.pictures[arm].append((255 * picture[0]).round().byte().cpu())
         loss = last.loss if math.isfinite(last.loss) else math.inf
         if arm == "learning" and (self.progress.best_loss is None or loss < self.progress.best_loss):
-            self.advance(best_loss=loss)
+            self.update_progress(best_loss=loss)
             self.save(self.folder.best)
 
     def after_trajectory(self) -> None:
