@@ -57,7 +57,7 @@ $(PEERS)/.ready:
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check 'jax[cpu]'
 	@touch $@
 
-bench-peers: $(READY) $(PEERS)/.ready ## The same with JAX, in an environment of its own (.venv-peers)
+bench-peers: $(READY) $(PEERS)/.ready ## The same with JAX, in a separate environment (.venv-peers)
 	$(BIN)/python -m benchmarks.bench --jax-python $(PEERS)/bin/python $(ARGS)
 
 docs: $(READY) ## Build the documentation site into site/
