@@ -102,6 +102,17 @@ def meta_train(
 
     Raises:
         ConfigError: the rule cannot be built for these problems.
+
+    Example:
+        >>> from l2l_runner.meta import Unroll
+        >>> from l2l_runner.optimizees import Rosenbrock
+        >>> from l2l_runner.optimizers import RNNpropConfig
+        >>> sizes = {"batch": 8, "validation_problems": 8, "test_problems": 8}
+        >>> rosenbrock = Rosenbrock(name="rosenbrock", dim=2, steepness=100.0, init_scale=1.0, **sizes)
+        >>> rnnprop = RNNpropConfig(hidden=4, layers=1, beta1=0.95, beta2=0.95, eps=1e-8, output_scale=0.1)
+        >>> trained = meta_train(rosenbrock, rnnprop, meta_steps=2, unroll=Unroll(length=5, steps=10))
+        >>> [step for step, score in trained.scores]
+        [0, 2]
     """
     runtime, unroll = runtime or Runtime(), unroll or Unroll(length=20, steps=100)
     estimator = estimator or TBPTT(length=unroll.length, steps=unroll.steps)
@@ -157,6 +168,16 @@ def compare(
 
     Returns:
         The curves of all; `evaluation.comparison.table(comparison.summary())` is the table that `eval` prints.
+
+    Example:
+        >>> from l2l_runner.optimizees import Quadratic
+        >>> from l2l_runner.optimizers import SGD
+        >>> sizes = {"batch": 8, "validation_problems": 8, "test_problems": 8}
+        >>> quadratic = Quadratic(name="quadratic", distribution="uniform", dim=2, init_scale=0.0, **sizes)
+        >>> rates = {f"lr {lr}": SGD(lr=lr, weight_decay=0.0) for lr in (0.1, 0.01)}
+        >>> summary = compare(rates, quadratic, steps=20).summary()
+        >>> summary.optimizers["lr 0.1"].final.mean < summary.optimizers["lr 0.01"].final.mean
+        True
     """
     evaluator = Evaluator(
         optimizee=optimizee,

@@ -98,6 +98,16 @@ def parse(cls: type[T], values: object, path: str = "") -> T:
 
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or breaks its rule.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Sizes:
+        ...     hidden: int = at_least(1)
+        >>> parse(Sizes, {"hidden": 20})
+        Sizes(hidden=20)
+        >>> parse(Sizes, {"hidden": 0}, "optimizer")
+        Traceback (most recent call last):
+        l2l_runner.errors.ConfigError: optimizer.hidden is 0; expected an integer ≥ 1.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path or 'The configuration'} is {values!r}; expected a group of keys.")

@@ -26,6 +26,10 @@ def interval(values: Any) -> Interval:
 
     Args:
         values: a sequence, an array or a tensor on the CPU.
+
+    Example:
+        >>> interval([1.0, 2.0, 3.0]).shown()
+        '2 ± 2.5'
     """
     array = np.asarray(values, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -34,7 +34,15 @@ class Interval:
         return cls(float(with_nan(content["mean"])), float(with_nan(content["ci95"])))
 
     def shown(self, sign: int = 1) -> str:
-        """Return the interval as it is printed, such as `0.1571 ± 0.03`, or `diverged`."""
+        """Return the interval as it is printed.
+
+        Args:
+            sign: −1 where the mean is of losses that are minus a gain.
+
+        Example:
+            >>> Interval(0.15712, 0.0301).shown(), Interval(-7.25).shown(sign=-1), Interval(math.inf).shown()
+            ('0.1571 ± 0.03', '7.25', 'diverged')
+        """
         if not math.isfinite(self.mean):
             return "diverged"
         return f"{sign * self.mean:.4g}" + (f" ± {self.ci95:.2g}" if math.isfinite(self.ci95) else "")

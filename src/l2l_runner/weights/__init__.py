@@ -40,6 +40,11 @@ class Card:
 
 @lru_cache(maxsize=1)
 def pretrained() -> dict[str, Card]:
-    """Return the cards of all pretrained optimizers, by name."""
+    """Return the cards of all pretrained optimizers, by name.
+
+    Example:
+        >>> sorted(pretrained())
+        ['mnist', 'quadratic', 'robust']
+    """
     cards = json.loads((FOLDER / "cards.json").read_text())
     return {name: Card(name=name, **fields) for name, fields in cards.items()}
