@@ -19,7 +19,7 @@ from l2l_runner.weights import pretrained
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
-    """θ ← θ + lr · g, where g is what a trained coordinatewise optimizer answers to the gradient::
+    """θ ← θ + lr · u, where u is the update that a trained coordinatewise optimizer makes of the gradient::
 
         optimizer = l2l_runner.LearnedOptimizer(model.parameters(), "mnist")
         for images, labels in data:
@@ -27,23 +27,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
             loss(model(images), labels).backward()
             optimizer.step()
 
-    It works wherever `torch.optim.Adam` does. A learned optimizer has a state of 2 × layers × hidden numbers a
-    coordinate (320 bytes with the usual 2 × 20 units), in single precision at least, whatever the parameters are in.
+    It works wherever `torch.optim.Adam` does. A learned LSTM has a state of 2 × layers × hidden numbers per coordinate
+    (320 bytes with the usual 2 × 20 units), in single precision or better, whatever the precision of the parameters.
 
     Args:
-        params: parameters, or groups of them as dictionaries, as in torch.optim; with their names, as
-            `model.named_parameters()` gives them, where the optimizer has groups of its own (optimizer=groups).
+        params: parameters, or groups of them as dictionaries, as in torch.optim. Where the optimizer has groups of its
+            own (optimizer=groups), they need names: pass `model.named_parameters()`.
         optimizer: the name of a pretrained one (`l2l_runner.pretrained()` lists them), a checkpoint or the folder of
             its run, or a learned optimizer itself.
-        lr: factor of the updates; a group may have its own, and a scheduler may change it (those that cycle momentum
-            too need cycle_momentum=False).
-        kernel: what computes it: auto, torch, cpp or triton.
+        lr: factor of the updates. A group may have its own, and a scheduler may change it; schedulers that also cycle
+            momentum need cycle_momentum=False.
+        kernel: auto, torch, cpp or triton.
 
     Raises:
         CheckpointError: there is no such optimizer.
-        ConfigError: it isn't coordinatewise, or the kernel cannot be had; or it has groups, and a parameter has no
-            name, or none that fits one of them.
-        TypeError: it is no such thing.
+        ConfigError: the optimizer is not coordinatewise, or the kernel is not available; or the optimizer has groups,
+            and a parameter has no name, or a name that fits none of them.
+        TypeError: `optimizer` is none of the above.
         ValueError: lr is negative.
     """
 
@@ -70,11 +70,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch.optim.
+        """Add a group of parameters, as in torch.optim.
 
         Raises:
             ConfigError: a parameter is in none of the optimizer's groups.
-            ValueError: its lr is negative.
+            ValueError: the group's lr is negative.
         """
         lr = param_group.get("lr", self.defaults["lr"])
         if not lr >= 0:
@@ -98,7 +98,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse, or complex.
+            RuntimeError: a gradient is sparse or complex.
         """
         loss = None
         if closure is not None:
@@ -117,9 +117,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             kind = "complex" if grad.is_complex() else str(grad.layout).removeprefix("torch.").replace("_", " ")
             raise RuntimeError(
                 f"A parameter of shape {list(param.shape)} has a {kind} gradient; LearnedOptimizer takes dense real "
-                "ones (nn.Embedding gives them with sparse=False)."
+                "gradients (of nn.Embedding, with sparse=False)."
             )
-        # Half precision cannot hold the state, nor gradients that vanish.
+        # Half precision is too coarse for the state and for small gradients.
         dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
         rule = self._rule_for(param.device, dtype).rule_of(name)
         row = grad.to(dtype).reshape(1, -1)
@@ -130,7 +130,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         param.add_((lr * update).reshape(param.shape))
 
     def _rule_for(self, device: torch.device, dtype: torch.dtype) -> Rule:
-        """The rule where and in the precision in which a parameter needs it."""
+        """Return the rule on a parameter's device and in the precision for it."""
         rule = self._rules.get((device, dtype))
         if rule is None:
             rule = copy.deepcopy(self.rule).to(device, dtype)
@@ -139,10 +139,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return rule
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict()` gave. The learned optimizer itself is no part of it, as no code is.
+        """Load the result of `state_dict()`, which does not hold the learned optimizer itself.
 
         Raises:
-            ValueError: it is the state of an optimizer of another architecture, or of other parameters.
+            ValueError: the state is that of an optimizer of another architecture, or of other parameters.
         """
         named = [pair for group in self.param_groups for pair in _named(group)]
         names = [name for group in state_dict["param_groups"] for name in group["params"]]
@@ -154,10 +154,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if found != expected:
                 raise ValueError(
                     f"The state of a parameter of shape {list(param.shape)} has the shapes {found}; this learned "
-                    f"optimizer has {expected}: load it into the one that it was saved from."
+                    f"optimizer has {expected}: load it into an optimizer like the one that saved it."
                 )
         super().load_state_dict(dict(state_dict))
-        # PyTorch casts states to the type of their parameters; these may be more precise.
+        # PyTorch casts states to the type of their parameters, which may be less precise.
         for (param, _), name in zip(named, names, strict=True):
             if name in states:
                 self.state[param] = {
@@ -173,7 +173,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
 
 def _named(group: dict[str, Any]) -> Iterator[tuple[Tensor, str]]:
-    """The parameters of a group with their names, which are empty where none were given."""
+    """Return the parameters of a group with their names, which are empty where none were given."""
     return zip(group["params"], group.get("param_names", repeat("")), strict=False)
 
 

@@ -14,7 +14,7 @@ from l2l_runner.optimizers.base import Optimizer, State
 
 
 class Graph(Enum):
-    """What of a trajectory is kept for differentiation."""
+    """How much of a trajectory is kept for differentiation."""
 
     NONE = "nothing: evaluation, and replays"
     FIRST_ORDER = "everything but the derivatives of the gradients"
@@ -22,7 +22,7 @@ class Graph(Enum):
 
 
 class Point(NamedTuple):
-    """Where a trajectory stands.
+    """A point of a trajectory.
 
     Attributes:
         step: steps taken.
@@ -39,18 +39,18 @@ class Point(NamedTuple):
     grads: Tensor
 
     def detach(self) -> Point:
-        """The same point without its history: the truncation of truncated BPTT."""
+        """Return the same point without its history: the truncation of truncated BPTT."""
         state = tuple(tensor.detach() for tensor in self.state)
         return Point(self.step, self.params.detach(), state, self.loss.detach(), self.grads.detach())
 
     def to(self, device: torch.device) -> Point:
-        """The same point on a device."""
+        """Return the same point on a device."""
         state = tuple(tensor.to(device) for tensor in self.state)
         return Point(self.step, self.params.to(device), state, self.loss.to(device), self.grads.to(device))
 
 
 def start(problem: Problem, optimizer: Optimizer, graph: Graph = Graph.NONE) -> Point:
-    """The point before the first step, of the problem as the optimizer prepared it."""
+    """Return the point before the first step, of a problem that is adapted to the optimizer."""
     params = problem.layout.flatten(problem.init())
     if graph is Graph.NONE:
         params = params.detach()
@@ -60,9 +60,9 @@ def start(problem: Problem, optimizer: Optimizer, graph: Graph = Graph.NONE) -> 
 def unroll(
     problem: Problem, optimizer: Optimizer, point: Point, steps: int, graph: Graph = Graph.NONE
 ) -> Iterator[tuple[Tensor, Point]]:
-    """Take `steps` steps from `point`; each yields its update [problems, coordinates] and the point reached.
+    """Take `steps` steps from `point`; yield the update [problems, coordinates] of each and the point that it reaches.
 
-    With `Graph.NONE` a step keeps nothing, so that memory doesn't grow with the number of steps.
+    With `Graph.NONE` a step keeps nothing, so that memory does not grow with the number of steps.
     """
     for _ in range(steps):
         with torch.set_grad_enabled(graph is not Graph.NONE):
@@ -73,7 +73,7 @@ def unroll(
 
 
 def _loss_and_grads(problem: Problem, params: Tensor, step: int, graph: Graph) -> tuple[Tensor, Tensor]:
-    """Losses [problems] and gradients [problems, coordinates]; problems are independent, so their sum will do."""
+    """Return losses [problems] and gradients [problems, coordinates], from the sum: problems are independent."""
     through = graph is not Graph.NONE
     if not (through and params.requires_grad):
         params = params.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""The arithmetic of the LSTM optimizer: one reference in plain PyTorch, and faster ways to the same numbers.
+"""The arithmetic of the LSTM optimizer: a reference in plain PyTorch, and faster kernels for the same numbers.
 
 To add a kernel: a file here with a class and an `unsupported`, and a line in `pick_kernel`.
 """
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def pick_kernel(name: str, network: Network) -> Kernel:
-    """The kernel of that name for a network where it lies; `auto` takes the fastest that can serve.
+    """Return the kernel of this name for a network on its present device; `auto` takes the fastest that can compute it.
 
     Raises:
-        ConfigError: a kernel was asked for by name and can't serve.
+        ConfigError: a kernel was asked for by name and cannot compute it.
     """
     if name == "torch":
         return TorchKernel()
@@ -34,6 +34,6 @@ def pick_kernel(name: str, network: Network) -> Kernel:
     if reason is None:
         return cpp.CppKernel() if fused == "cpp" else triton_lstm.TritonKernel()
     if name == "auto":
-        log.info("Kernel %s cannot be had (%s): plain PyTorch computes the same, more slowly.", fused, reason)
+        log.info("Kernel %s is not available (%s): plain PyTorch computes the same, more slowly.", fused, reason)
         return TorchKernel()
-    raise ConfigError(f"kernel={name} cannot be had here ({reason}): use kernel=auto or kernel=torch.")
+    raise ConfigError(f"kernel={name} is not available here ({reason}): use kernel=auto or kernel=torch.")

@@ -1,4 +1,4 @@
-"""What a kernel is: the arithmetic of an LSTM optimizer, forward and backward, behind two calls."""
+"""The interface of a kernel: the arithmetic of an LSTM optimizer, forward and backward, in two calls."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ State = tuple[Tensor, ...]
 
 
 class Network(NamedTuple):
-    """The weights and settings of an LSTM optimizer (optimizers/lstm.py and rnnprop.py say what it computes).
+    """The weights and settings of an LSTM optimizer (for what it computes, see optimizers/lstm.py and rnnprop.py).
 
     Attributes:
         weights: of each layer, [4 hidden, inputs + hidden], the gates in the order input, forget, output, candidate.
         biases: of each layer, [4 hidden].
         readout_weight: [width, hidden].
         readout_bias: [width].
-        preprocessing: of what it reads, a key of preprocessing.FEATURES.
+        preprocessing: of its inputs, a key of preprocessing.FEATURES.
         p: the range of log_sign.
         output_scale: factor of the read-out.
-        squash: take the read-out's tanh before it is scaled.
+        squash: apply tanh to the read-out before it is scaled.
     """
 
     weights: tuple[Tensor, ...]
@@ -41,17 +41,17 @@ class Network(NamedTuple):
 
     @property
     def features(self) -> int:
-        """Inputs of the first layer."""
+        """Number of inputs of the first layer."""
         return self.weights[0].shape[1] - self.hidden
 
     @property
     def rows(self) -> int:
-        """What it reads a column, before preprocessing."""
+        """Numbers that a column reads per step, before preprocessing."""
         return self.features // FEATURES[self.preprocessing]
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
-        """All that is learned, in the order of the optimizer's own parameters."""
+        """All learned tensors, in the order of the optimizer's own parameters."""
         return (self.readout_weight, self.readout_bias, *self.weights, *self.biases)
 
 
@@ -59,13 +59,13 @@ class Kernel(ABC):
     """One way to compute an LSTM optimizer.
 
     A column is one run of the network: a coordinate (coordinatewise, then `width` is 1), or a problem with all of its
-    `width` coordinates. It reads `rows` numbers a step: the gradients of the column's coordinates, or what an optimizer
-    makes of them. The state is (h, c) of each layer in turn, each [hidden, columns]; columns don't interact.
+    `width` coordinates. It reads `rows` numbers per step: the gradients of the column's coordinates, or what an
+    optimizer makes of them. The state is (h, c) of each layer in turn, each [hidden, columns]. Columns do not interact.
 
     Attributes:
-        name: as the configuration has it.
-        chunk: columns that it likes to replay at once; None for any number.
-        recordable: columns × steps up to which it can record what it computes, instead of replaying it.
+        name: in the configuration.
+        chunk: columns to replay at once; None for any number.
+        recordable: columns × steps up to which it can record what it computes, to spare the replay.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Kernel(ABC):
 
     @abstractmethod
     def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
-        """The updates [width, columns] for gradients [rows, columns], and the next state."""
+        """Return the updates [width, columns] for gradients [rows, columns], and the next state."""
 
     @abstractmethod
     def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
-        """∂(Σ_t ⟨cotangents_t, u_t⟩)/∂φ for the updates u_t that the gradients and the first state lead to.
+        """Return ∂(Σ_t ⟨cotangents_t, u_t⟩)/∂φ, where the gradients and the first state lead to the updates u_t.
 
         Args:
             network: its parameters are the φ.
@@ -91,9 +91,9 @@ class Kernel(ABC):
         """
 
     def record_step(self, network: Network, grads: Tensor, state: State, record: list[Any]) -> tuple[Tensor, State]:
-        """`step`, which appends to the record what `backward` needs of it."""
+        """Do as `step`, and append to the record what `backward` needs."""
         raise NotImplementedError(f"{self.name} records nothing")
 
     def backward(self, network: Network, record: list[Any], cotangents: Tensor) -> tuple[Tensor, ...]:
-        """`replay` of the steps that were recorded."""
+        """Return what `replay` would, of the recorded steps."""
         raise NotImplementedError(f"{self.name} records nothing")

@@ -1,4 +1,4 @@
-"""Compiles a C++ file on first use, into a cache folder; later uses only load it."""
+"""Compile a C++ file on first use, into a cache folder; later uses only load it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 
 COMPILERS = ("c++", "g++", "clang++")
 BASE = ("-std=c++17", "-O3", "-fPIC", "-shared")
-# From the best to what every compiler takes: without OpenMP it runs in one thread.
+# From the fastest to what every compiler accepts; without OpenMP the kernel has one thread.
 ATTEMPTS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
 TIME_LIMIT = 300  # seconds
 
 
 class BuildError(Exception):
-    """There is no library, and why, in a phrase."""
+    """The library cannot be built; the message says why, as a phrase."""
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: $L2L_CACHE, else $XDG_CACHE_HOME/l2l_runner, else ~/.cache/l2l_runner."""
+    """Return the folder of libraries, in $L2L_CACHE, else $XDG_CACHE_HOME/l2l_runner, else ~/.cache/l2l_runner."""
     if os.environ.get("L2L_CACHE"):
         return Path(os.environ["L2L_CACHE"]).expanduser().absolute() / "kernels"
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -33,10 +33,10 @@ def cache_folder() -> Path:
 
 
 def find_compiler() -> str:
-    """The C++ compiler: $CXX, else the first of `COMPILERS` on the PATH.
+    """Return the path of the C++ compiler: $CXX, else the first of `COMPILERS` on the PATH.
 
     Raises:
-        BuildError: there is none.
+        BuildError: no compiler is found.
     """
     wanted = os.environ.get("CXX")
     for name in [wanted] if wanted else COMPILERS:
@@ -47,7 +47,7 @@ def find_compiler() -> str:
 
 
 def cpu_description() -> str:
-    """What the CPU can do, as far as the system says: the same text, the same instructions."""
+    """Describe the CPU's instructions, as far as the system tells them: equal texts mean equal instructions."""
     lines = [platform.machine(), platform.processor()]
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -66,7 +66,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _compile(compiler: str, source: Path, target: Path) -> None:
-    """Compile to a file of this process alone, and rename: whoever looks, sees a whole library or none."""
+    """Compile to a file of this process, then rename it: other processes see a whole library or none."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as scratch:
         built = Path(scratch) / target.name
         for flags in ATTEMPTS:
@@ -79,7 +79,7 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
 
 
 def library_path(source: Path, compiler: str) -> Path:
-    """The library's place in the cache: another source, compiler, CPU or set of flags has another."""
+    """Return the library's path in the cache, which is specific to source, compiler, CPU and flags."""
     version = _run([compiler, "--version"]).stdout
     key = "\0".join([source.read_text(), compiler, version, cpu_description(), repr((BASE, ATTEMPTS))])
     return cache_folder() / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
@@ -87,7 +87,7 @@ def library_path(source: Path, compiler: str) -> Path:
 
 @lru_cache(maxsize=8)
 def load_library(source: Path) -> ctypes.CDLL:
-    """The library that a C++ file makes, compiled if it isn't in the cache yet.
+    """Load the library of a C++ file; compile it first, unless the cache has it.
 
     Raises:
         BuildError: there is no compiler, or it fails.
@@ -100,7 +100,7 @@ def load_library(source: Path) -> ctypes.CDLL:
             try:
                 return ctypes.CDLL(str(path))
             except OSError:
-                pass  # damaged: made anew
+                pass  # a damaged file: compile it again
         _compile(compiler, source, path)
         return ctypes.CDLL(str(path))
     except OSError as error:

@@ -37,7 +37,7 @@ class _Network(ctypes.Structure):
 
 
 def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this kernel can't serve, in a phrase; None where it can."""
+    """Return why this kernel cannot compute the network, as a phrase; None if it can."""
     if device.type != "cpu":
         return f"it computes on the CPU, not on {device}"
     if dtype not in SUFFIXES:
@@ -54,13 +54,13 @@ def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> s
 
 
 class CppKernel(Kernel):
-    """Blocks of columns that stay in the CPU's cache; as many threads as PyTorch uses.
+    """A kernel in C++: blocks of columns that stay in the CPU's cache, and as many threads as PyTorch uses.
 
-    With the same number of threads it gives the same bits.
+    The same number of threads gives the same bits.
     """
 
     name = "cpp"
-    chunk = 1 << 16  # bounds the memory of what the caller makes for a replay; the kernel's own is a block a thread
+    chunk = 1 << 16  # bounds the caller's memory for a replay; the kernel itself needs one block per thread
 
     def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
         _check(network, grads, *state)
@@ -107,12 +107,12 @@ def _function(name: str, dtype: torch.dtype) -> Any:
 
 
 def _with_rows(tensor: Tensor) -> Tensor:
-    """The same with contiguous rows: slices of columns need no copy."""
+    """Return the tensor with contiguous rows; slices of columns need no copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _with_one_stride(state: State) -> tuple[State, int]:
-    """The same with contiguous rows, at one distance in all tensors."""
+    """Return the state with contiguous rows, of the same stride in all tensors, and that stride."""
     stride = state[0].stride(0)
     if any(tensor.stride() != (stride, 1) for tensor in state):
         state = tuple(tensor.contiguous() for tensor in state)
@@ -125,11 +125,11 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
 
 
 def _check(network: Network, grads: Tensor, *tensors: Tensor) -> None:
-    """Refuse what the library, which sees nothing but pointers, would misread.
+    """Refuse tensors that the library would misread: it sees only pointers.
 
     Raises:
-        TypeError: not all tensors are of one type, on the CPU.
-        ValueError: there are more or fewer rows than the network reads.
+        TypeError: the tensors are not of one type, or not on the CPU.
+        ValueError: the number of rows is not what the network reads.
     """
     if grads.shape[-2] != network.rows:
         raise ValueError(f"The LSTM kernel was given {grads.shape[-2]} rows a column; expected {network.rows}.")

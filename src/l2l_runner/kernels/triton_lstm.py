@@ -1,35 +1,35 @@
 """The coordinatewise LSTM optimizer on a GPU, in Triton: one kernel for a step, one for the replay of a window.
 
-Columns don't interact, so a program takes a block of C of them through all of its work, and nothing but its sums ever
-meets those of other programs. A tile is [H, C]: H is `hidden` padded to a power of two, with zeros that stay zeros; C
-columns side by side in memory, as the state has them.
+Columns do not interact, so a program takes a block of C of them through all of its work, and only its sums are combined
+with those of other programs. A tile is [H, C]: H is `hidden` padded to a power of two, with zeros that stay zero; the
+C columns lie side by side in memory, as in the state.
 
 A step loads a block's state, takes it through all layers in registers, and stores the next state and the updates.
 
-A replay runs layer by layer, not step by step. Forward: layer 0 goes through all steps, then layer 1 through all of
-them reads what layer 0 said, and so on; backward the same from the top. So one layer's state, weights and sums are
-all that a program holds at a time, with any number of layers. In between stands a scratch in global memory, which
-belongs to the program and is used again for its next block:
+A replay runs layer by layer, not step by step. Forward, layer 0 computes all steps, then layer 1 computes all steps
+from the outputs of layer 0, and so on; backward likewise from the top. So a program holds the state, weights and sums
+of one layer at a time, whatever the number of layers. Between layers it uses a scratch in global memory, the same for
+each of its blocks:
 
     h and c of each layer before each step and after the last, [steps + 1, hidden, C] each,
     ∂/∂x of the layers above the first, [steps, hidden, C], of two layers at most.
 
-Gates aren't stored but computed again on the way back: a third more arithmetic, for less than half of the traffic. The
-number of programs is bounded by the GPU, whatever the number of columns, and so the scratch is bounded too: with two
-layers of 20, 32 columns a block and 264 programs, 13 KB a step and program, 350 MB for 100 steps.
+Gates are not stored but computed again in the backward pass: a third more arithmetic, for less than half of the
+traffic. The GPU bounds the number of programs, whatever the number of columns, and so the scratch: with two layers of
+20, 32 columns per block and 264 programs, 13 KB per step and program, 350 MB for 100 steps.
 
-The sums over columns and steps, which are the meta-gradient: within a block in the precision of the tensors, and from
-there on in float64, first over the blocks of a program, one after the other, then over programs. No atomics: the same
-tensors on the same GPU give the same bits.
+The meta-gradient is a sum over columns and steps. Within a block it is taken in the precision of the tensors, then in
+float64, over the blocks of a program in order, and over programs. Without atomics, the same tensors on the same GPU
+give the same bits.
 
-Matrix products are float32 ("ieee"), because TensorFloat32 keeps 10 bits of a meta-gradient. Nothing here waits for
-the GPU or depends on values, so that both calls can be captured in a CUDA graph (once they have run: the first call of
-a shape compiles).
+Matrix products are float32 ("ieee"), because TensorFloat32 keeps only 10 bits of a meta-gradient. Nothing waits for
+the GPU or depends on values, so that both calls can be captured in a CUDA graph, after a first call of each shape,
+which compiles.
 
 The arithmetic is that of reference.py.
 """
 
-# What Triton compiles is no Python to mypy, and its capitals are constants to the compiler.
+# mypy cannot check what Triton compiles, and capitals are constants to the compiler.
 # mypy: disallow-untyped-decorators=False, disable-error-code="no-untyped-def,no-untyped-call"
 # ruff: noqa: N803, N806
 
@@ -50,7 +50,7 @@ try:
     import triton.language as tl
 
     jit = triton.jit
-except ImportError:  # not on this platform: `unsupported` says so
+except ImportError:  # Triton has no wheel for this platform; `unsupported` says so
     triton = None
 
     def jit(function: Any) -> Any:
@@ -58,13 +58,13 @@ except ImportError:  # not on this platform: `unsupported` says so
 
 
 SMALLEST_TILE = 16  # rows, columns and depth of a matrix product
-LARGEST_TILE = 1024  # elements of [H, C]: four for each of 256 threads, or a replay doesn't fit in their registers
+LARGEST_TILE = 1024  # elements of [H, C]: four for each of 256 threads; with more a replay overflows their registers
 PROGRAMS_A_PROCESSOR = 2
 SHARED = {16: 32, 32: 58, 64: 160}  # by H: KiB of shared memory that a replay in float32 was compiled to, or more
 
 
 def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this kernel can't serve such a network on such tensors, as a phrase; None if it can."""
+    """Return why this kernel cannot compute the network on such tensors, as a phrase; None if it can."""
     if triton is None:
         return "Triton is not installed"
     if not _interpreted():
@@ -88,11 +88,11 @@ def unsupported(network: Network, device: torch.device, dtype: torch.dtype) -> s
 
 
 class TritonKernel(Kernel):
-    """Triton, on CUDA tensors, for what `unsupported` lets through. Not differentiable.
+    """A kernel in Triton, for CUDA tensors; not differentiable.
 
     Attributes:
-        columns: of a block; None chooses by the number of columns and programs.
-        programs: of a replay, which bounds its memory; None chooses by the GPU.
+        columns: per block; None chooses by the number of columns and programs.
+        programs: of a replay, which bound its memory; None chooses by the GPU.
     """
 
     name = "triton"
@@ -171,7 +171,7 @@ class TritonKernel(Kernel):
         )
 
     def _block(self, network: Network, columns: int, programs: int) -> int:
-        """Columns of a block: few enough to give all programs some, and to keep a tile in registers."""
+        """Return the columns per block: few enough for all programs to get some, and for a tile to fit in registers."""
         if self.columns is not None:
             return self.columns
         largest = max(SMALLEST_TILE, LARGEST_TILE // _padded(network.hidden))
@@ -179,7 +179,7 @@ class TritonKernel(Kernel):
 
 
 def _warps(network: Network, block: int) -> int:
-    """Of 32 threads, with 4 or more elements of a tile a thread."""
+    """Return the number of warps of 32 threads, for at least 4 elements of a tile per thread."""
     return min(8, max(1, _padded(network.hidden) * block // 128))
 
 
@@ -192,7 +192,7 @@ def _processors(device: torch.device) -> int:
 
 
 def _interpreted() -> bool:
-    """Whether this is Triton's interpreter, which TRITON_INTERPRET=1 chooses, and which takes tensors on the CPU."""
+    """Return whether Triton's interpreter runs (TRITON_INTERPRET=1), which takes tensors on the CPU."""
     return not isinstance(_step_kernel, triton.JITFunction)
 
 
@@ -223,7 +223,7 @@ def _constants(network: Network) -> dict[str, Any]:
     }
 
 
-# What both kernels compute. F and H are features and hidden, padded; X is the one or the other.
+# Shared by both kernels. F and H are features and hidden, padded; X is one of them.
 
 
 @jit
@@ -251,7 +251,7 @@ def _read(
     FEATURES: tl.constexpr,
     F: tl.constexpr,
 ):
-    """What is read in a step, as features [F, C]. Those of a NaN are NaN."""
+    """Read the inputs of a step, as features [F, C]; those of a NaN are NaN."""
     row = tl.arange(0, F)[:, None]
     at = grads + column[None, :] * column_stride
     if ROWS > 1:
@@ -267,7 +267,7 @@ def _read(
 
 @jit
 def _weights(weight, GATE: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: tl.constexpr, X: tl.constexpr, H: tl.constexpr):
-    """Of one gate: those of the layer's inputs, [H, X], and those of its own h, [H, H]."""
+    """Load the weights of one gate: those of the layer's inputs, [H, X], and those of its own h, [H, H]."""
     row, from_x, from_h = tl.arange(0, H)[:, None], tl.arange(0, X)[None, :], tl.arange(0, H)[None, :]
     at = weight + (GATE * HIDDEN + row) * (INPUTS + HIDDEN)
     of_x = tl.load(at + from_x, (row < HIDDEN) & (from_x < INPUTS), 0.0)
@@ -277,19 +277,19 @@ def _weights(weight, GATE: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: tl.conste
 
 @jit
 def _gate(weight, bias, x, h, GATE: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: tl.constexpr):
-    """Before its nonlinearity, [H, C]; zero in the rows that are padding."""
+    """Return a gate before its nonlinearity, [H, C]; zero in the padding rows."""
     of_x, of_h = _weights(weight, GATE, INPUTS, HIDDEN, x.shape[0], h.shape[0])
     row = tl.arange(0, h.shape[0])
     b = tl.load(bias + GATE * HIDDEN + row, row < HIDDEN, 0.0)
     raw = _dot(of_x, x) + _dot(of_h, h) + b[:, None]
     if h.shape[0] > HIDDEN:
-        raw = tl.where(row[:, None] < HIDDEN, raw, 0.0)  # 0 ∞ is no zero
+        raw = tl.where(row[:, None] < HIDDEN, raw, 0.0)  # 0 · ∞ is not zero
     return raw
 
 
 @jit
 def _cell(weight, bias, x, h, c, INPUTS: tl.constexpr, HIDDEN: tl.constexpr):
-    """From h and c [H, C] before a step those after it, and what the way back needs of it."""
+    """Return h and c [H, C] after a step, from those before it, and what the backward pass needs."""
     i = tl.sigmoid(_gate(weight, bias, x, h, 0, INPUTS, HIDDEN))
     f = tl.sigmoid(_gate(weight, bias, x, h, 1, INPUTS, HIDDEN))
     o = tl.sigmoid(_gate(weight, bias, x, h, 2, INPUTS, HIDDEN))
@@ -301,7 +301,7 @@ def _cell(weight, bias, x, h, c, INPUTS: tl.constexpr, HIDDEN: tl.constexpr):
 
 @jit
 def _read_out(weight, bias, h, SQUASH: tl.constexpr, HIDDEN: tl.constexpr):
-    """The updates [C] before they are scaled, and the weights [H]."""
+    """Return the updates [C] before they are scaled, and the read-out's weights [H]."""
     row = tl.arange(0, h.shape[0])
     w = tl.load(weight + row, row < HIDDEN, 0.0)
     out = tl.sum(w[:, None] * h, 0) + tl.load(bias)
@@ -312,7 +312,7 @@ def _read_out(weight, bias, h, SQUASH: tl.constexpr, HIDDEN: tl.constexpr):
 
 @jit
 def _load_state(state, row_stride, column_stride, column, real, HIDDEN: tl.constexpr, H: tl.constexpr):
-    """A block [H, C] of h or c. Zero where it is padding: after the last row, or of columns that aren't real."""
+    """Load a block [H, C] of h or c; zero in padding, after the last row or the last column."""
     row = tl.arange(0, H)[:, None].to(tl.int64)
     at = state + row * row_stride + column[None, :] * column_stride
     return tl.load(at, (row < HIDDEN) & real[None, :], 0.0)
@@ -347,7 +347,7 @@ def _step_kernel(
     H: tl.constexpr,
     C: tl.constexpr,
 ):
-    """One block of columns through one step."""
+    """Take one block of columns through one step."""
     row = tl.arange(0, H)
     column = tl.program_id(0).to(tl.int64) * C + tl.arange(0, C)
     real = column < columns
@@ -372,7 +372,7 @@ def _step_kernel(
 
 @jit
 def _load_kept(kept, t, HIDDEN: tl.constexpr, H: tl.constexpr, C: tl.constexpr):
-    """Tile [H, C] number t of a part [steps + 1, hidden, C] of the scratch."""
+    """Load tile number t, [H, C], of a part [steps + 1, hidden, C] of the scratch."""
     row, column = tl.arange(0, H)[:, None], tl.arange(0, C)[None, :]
     return tl.load(kept + (t * HIDDEN + row) * C + column, (row < HIDDEN), 0.0)
 
@@ -385,7 +385,7 @@ def _keep(kept, t, tile, HIDDEN: tl.constexpr, H: tl.constexpr, C: tl.constexpr)
 
 @jit
 def _into_inputs(weight, into_raw, x, INPUTS: tl.constexpr, HIDDEN: tl.constexpr):
-    """From into_raw, four of [H, C], the derivatives by x and by the h of the step before."""
+    """Return the derivatives by x and by h of the step before, from those by the four gates, each [H, C]."""
     into_x, into_h = tl.zeros_like(x), tl.zeros_like(into_raw[0])
     for GATE in tl.static_range(4):
         of_x, of_h = _weights(weight, GATE, INPUTS, HIDDEN, x.shape[0], into_h.shape[0])
@@ -396,7 +396,7 @@ def _into_inputs(weight, into_raw, x, INPUTS: tl.constexpr, HIDDEN: tl.constexpr
 
 @jit
 def _nothing(dtype: tl.constexpr, X: tl.constexpr, H: tl.constexpr):
-    """Of one gate: the sums of the derivatives by its weights of x and of h, and by its biases."""
+    """Return the zero sums of a gate's derivatives: by its weights of x and of h, and by its biases."""
     return tl.zeros([H, X], dtype), tl.zeros([H, H], dtype), tl.zeros([H], dtype)
 
 
@@ -462,9 +462,9 @@ def _replay_kernel(
     C: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """Some blocks of columns, one after the other, each through all steps and back.
+    """Take some blocks of columns, in order, through all steps and back.
 
-    The barriers stand between the writing and the reading of the scratch, which may be by different threads.
+    The barriers separate writes and reads of the scratch, which may be by different threads.
     """
     program = tl.program_id(0).to(tl.int64)
     slot = tl.cast(steps + 1, tl.int64) * (HIDDEN * C)

@@ -20,7 +20,7 @@ from l2l_runner.optimizers.base import UPDATES, LearnedRule, RuleConfig
 
 
 def loss_weights(kind: str, steps: int) -> Tensor:
-    """The weights w_1 … w_T of the losses, [steps], with mean 1: constant, linear (∝ t) or final (the last alone)."""
+    """Return the weights w_1 … w_T of the losses, [steps], of mean 1: constant, linear (∝ t) or final (last only)."""
     if kind == "constant":
         return torch.ones(steps)
     if kind == "linear":
@@ -29,21 +29,21 @@ def loss_weights(kind: str, steps: int) -> Tensor:
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """The meta-loss of losses [steps, problems] with weights [steps]: the mean over problems of their weighted sum."""
+    """Return the meta-loss of losses [steps, problems]: their sum with weights [steps], mean over problems."""
     return (losses * weights.unsqueeze(1)).sum(0).mean()
 
 
 Grads = tuple[Tensor | None, ...]
-"""A tensor for each of an optimizer's parameters, in their order; None where an estimate says nothing about one."""
+"""A tensor for each of an optimizer's parameters, in their order; None for those that an estimate does not cover."""
 
 
 def added(one: Grads, other: Grads) -> Grads:
-    """The sum of two."""
+    """Return the sum of two gradients."""
     return tuple(a if b is None else b if a is None else a + b for a, b in zip(one, other, strict=True))
 
 
 def global_norm(grads: Grads) -> Tensor:
-    """The norm of all gradients that there are, a scalar."""
+    """Return the norm of all gradients that are not None together, a scalar."""
     return torch.nn.utils.get_total_norm([grad for grad in grads if grad is not None])
 
 
@@ -52,10 +52,11 @@ class Estimate:
     """One estimate.
 
     Attributes:
-        meta_loss: scalar, the mean over problems of the weighted sum of the losses it covers.
-        grads: for the optimizer's parameters, of which at least one has a gradient.
-        losses: [steps, problems], the losses it covers, or, where they are not a trajectory's, its final loss.
-        imitates: whether `meta_loss` is the distance to an expert that took the steps instead.
+        meta_loss: scalar, the mean over problems of the weighted sum of `losses`.
+        grads: of the optimizer's parameters; at least one has a gradient.
+        losses: [steps, problems], the losses that the estimate covers; the final loss of the trajectory, where the
+            estimate covers losses outside of it.
+        imitates: whether `meta_loss` is instead the distance to an expert that took the steps.
     """
 
     meta_loss: Tensor

@@ -1,7 +1,7 @@
-"""The direct meta-gradient: what warp layers learn by online (Flennerhag et al. 2020, arXiv 1909.00025, algorithm 3).
+"""The direct meta-gradient, by which warp layers learn online (Flennerhag et al. 2020, arXiv 1909.00025, algorithm 3).
 
-Where a problem's loss runs through the optimizer's own parameters φ, its gradient ∂f(θ_t; φ)/∂φ at the parameters that
-were reached says how φ should change, without a derivative through θ_t. It comes with the gradient that θ adapts by.
+Where a problem's loss depends directly on the optimizer's parameters φ, as with warp layers, ∂f(θ_t; φ)/∂φ is a
+meta-gradient that needs no derivative through θ_t. One backward pass computes it together with the gradient of θ_t.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Direct(MetaGradient):
         return (estimate for estimate, _ in self.windows(optimizer, problem, start(problem, optimizer)))
 
     def windows(self, optimizer: LearnedRule, problem: Problem, point: Point) -> Iterator[tuple[Estimate, Point]]:
-        """The estimates of the windows from a point on, and where each of them ends."""
+        """Yield the estimate of each window from `point` on, and the point where the window ends."""
         learned = list(optimizer.parameters())
         while point.step < self.steps:
             sums = [torch.zeros_like(parameter) for parameter in learned]

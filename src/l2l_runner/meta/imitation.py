@@ -1,5 +1,5 @@
 """Imitation of a hand-designed optimizer (Chen et al. 2020, "Training Stronger Baselines for Learning to Optimize",
-arXiv 2010.09089, section 3.3): off-policy steps that keep a learned optimizer near what is known to work.
+arXiv 2010.09089, section 3.3): off-policy steps that keep a learned optimizer close to one that is known to work.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from l2l_runner.unroll import start, unroll
 
 @dataclass(frozen=True, kw_only=True)
 class Imitation(MetaGradient):
-    """On a fraction of the meta-steps the distance to an expert's updates, on the others truncated BPTT.
+    """The distance to an expert's updates on a fraction of the meta-steps, and truncated BPTT on the others.
 
-    There an expert takes the steps, and the learned optimizer, which sees the same gradients, is trained on
-    Σ_t ‖u_t − u_t^expert‖² / Σ_t ‖u_t^expert‖² of each window, the mean over problems. Its state goes on from window to
-    window without its history. The trajectory is none of its doing, so a replay with the cotangents ∂/∂u_t gives the
-    exact gradient.
+    On that fraction an expert takes the steps. The learned optimizer sees the same gradients, and is trained on
+    Σ_t ‖u_t − u_t^expert‖² / Σ_t ‖u_t^expert‖² of each window, mean over problems. Its state passes from window to
+    window without its history. The trajectory does not depend on its updates, so that a replay with the cotangents
+    ∂/∂u_t gives the exact gradient.
 
     Attributes:
-        tbptt: what is done on the others; its windows, samples of coordinates and chunks hold for both.
+        tbptt: the estimator of the other meta-steps; its windows, samples of coordinates and chunks are used by both.
         expert: the optimizer to imitate.
-        fraction: probability that a meta-step imitates, a function of the seed of its first problem.
+        fraction: probability that a meta-step imitates; whether it does follows from the meta-step's seed.
     """
 
     shareable = True

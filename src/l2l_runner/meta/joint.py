@@ -1,4 +1,4 @@
-"""Joint training of all tasks, to be fine-tuned afterwards: what starting points cost when nothing is meta-learned."""
+"""Joint training of all tasks, to be fine-tuned afterwards: the baseline for starting points that are meta-learned."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from l2l_runner.optimizers.base import LearnedRule
 
 @dataclass(frozen=True, kw_only=True)
 class Joint(MetaGradient):
-    """∇f(θ0) on one minibatch of each task after another: a step of ordinary training for every step of a trajectory.
+    """∇f(θ0) on one minibatch of every task at a time: one step of ordinary training per step of a trajectory.
 
     Attributes:
-        steps: minibatches, as many as the other estimators' trajectories take.
+        steps: minibatches of each task, as many as a trajectory of the other estimators has steps.
     """
 
     shareable = True
@@ -32,7 +32,7 @@ class Joint(MetaGradient):
         return f"joint training, {self.steps} minibatches of each task"
 
     def _adapted(self, optimizer: LearnedRule, problem: Problem) -> Problem:
-        """Leave the problems as they are: each step needs them as its own optimizer wants them, after an update."""
+        """Leave the problems as they are: each step adapts them to the optimizer as the step before has updated it."""
         return problem
 
     def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor) -> Iterator[Estimate]:

@@ -24,17 +24,17 @@ class PES(MetaGradient):
     """Antithetic pairs of trajectories with perturbed parameters, φ ± ε; no backward pass.
 
     A window's estimate is 1/(2σ² pairs) Σ_i ξ_i (L_i⁺ − L_i⁻), where L_i^± are its meta-losses on the trajectories of
-    pair i, and ξ_i is the sum of all perturbations that pair i has had since their start, this window's included. So
-    what earlier windows did to this one counts too: the sum over windows is an unbiased estimate of the gradient of the
-    whole trajectory's meta-loss, smoothed by the perturbations. Each trajectory goes on from one window to the next
-    with its own parameters and state, of which there are 2 pairs in memory.
+    pair i, and ξ_i is the sum of all perturbations of pair i since its start, including those of this window. So the
+    effect of earlier windows on this one counts: the sum over windows is an unbiased estimate of the gradient of the
+    whole trajectory's meta-loss, smoothed by the perturbations. Each trajectory keeps its own parameters and state from
+    window to window, so that memory holds 2 · pairs of them.
 
     Attributes:
         length: steps of a window; the last window of a trajectory may be shorter.
         steps: steps of a trajectory.
         weights: constant, linear or final.
         pairs: antithetic pairs.
-        sigma: standard deviation of the perturbations, fresh ones in each window.
+        sigma: standard deviation of the perturbations, which are drawn anew in each window.
     """
 
     shareable = True
@@ -77,7 +77,7 @@ class PES(MetaGradient):
 def _run(
     problem: Problem, optimizer: LearnedRule, perturbation: Tensor, point: Point, steps: int
 ) -> tuple[Point, Tensor]:
-    """Where a trajectory gets to with perturbed parameters, and its losses [steps, problems]."""
+    """Return the point that a trajectory reaches with perturbed parameters, and its losses [steps, problems]."""
     losses = point.loss.new_empty(steps, len(point.loss))
     with _perturbed(optimizer, perturbation):
         for step, (_, reached) in enumerate(unroll(problem, optimizer, point, steps)):

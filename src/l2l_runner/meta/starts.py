@@ -1,4 +1,4 @@
-"""Estimators for a learned starting point θ0, by the trajectories that begin there.
+"""Estimators for a learned starting point θ0, from the trajectories that start there.
 
 MAML and its first-order form: Finn et al. 2017 (arXiv 1703.03400). Reptile: Nichol et al. 2018 (arXiv 1803.02999).
 Leap: Flennerhag et al. 2019 (arXiv 1812.01054).
@@ -22,7 +22,7 @@ from l2l_runner.unroll import Graph, Point, start, unroll
 
 
 def through_start(problem: Problem, optimizer: LearnedRule, cotangents: Tensor) -> Grads:
-    """Gradients for what the starting points depend on, from those for the points, [problems, coordinates]."""
+    """Return gradients of the optimizer's parameters, from those of the starting points [problems, coordinates]."""
     starts = problem.layout.flatten(problem.init())
     return torch.autograd.grad(starts, list(optimizer.parameters()), cotangents, allow_unused=True)
 
@@ -31,8 +31,8 @@ def through_start(problem: Problem, optimizer: LearnedRule, cotangents: Tensor) 
 class MAML(MetaGradient):
     """∇ of the final loss f(θ_K), through the whole trajectory and second derivatives.
 
-    The loss at θ_K is that of a minibatch that no step has seen. Whatever the steps depend on is learned with the
-    start: learned rates, say, or warp layers.
+    The loss at θ_K is that of a minibatch that no step has seen. Whatever else the steps depend on, such as learned
+    rates or warp layers, is learned together with the start.
 
     Attributes:
         steps: K.
@@ -57,10 +57,10 @@ class MAML(MetaGradient):
 
 @dataclass(frozen=True, kw_only=True)
 class FirstOrder(MetaGradient):
-    """What a trajectory says of its start without being differentiated; its final loss is what is reported.
+    """A gradient for the start that needs no derivative through the trajectory; the meta-loss is the final loss.
 
     Attributes:
-        pull: what collects it along a trajectory.
+        pull: collects the gradient along a trajectory.
         steps: of a trajectory.
     """
 
@@ -84,16 +84,16 @@ class FirstOrder(MetaGradient):
 
 
 class Pull:
-    """Collects, along a trajectory, the gradient for its start θ0, [problems, coordinates]."""
+    """The gradient for the start θ0 of a trajectory, [problems, coordinates], collected step by step."""
 
     def __init__(self, begun: Point):
         self.begun = begun
 
     def add(self, before: Point, after: Point) -> None:
-        """Take note of a step."""
+        """Collect a step."""
 
     def cotangents(self, end: Point) -> Tensor:
-        """The gradient, of a trajectory that ends here."""
+        """Return the gradient, for a trajectory that ends at this point."""
         raise NotImplementedError
 
 
@@ -108,9 +108,10 @@ class _Distance(Pull):
 
 
 class LeapPull(Pull):
-    """Σ_i [(θ_i − θ_{i+1}) + |Δℓ_i| ∇ℓ(θ_i)] / √(‖θ_{i+1} − θ_i‖² + Δℓ_i²): down the length of the path over the loss.
+    """Σ_i [(θ_i − θ_{i+1}) + |Δℓ_i| ∇ℓ(θ_i)] / √(‖θ_{i+1} − θ_i‖² + Δℓ_i²): the gradient of the length of the path.
 
-    Taking −|Δℓ_i| for the change of the loss Δℓ_i is the paper's stabiliser: steps that went up don't push θ0 up.
+    The path lies on the surface of the loss. Taking −|Δℓ_i| for the change of the loss Δℓ_i is the paper's stabiliser:
+    steps that raise the loss do not push θ0 up.
     """
 
     def __init__(self, begun: Point):
@@ -128,13 +129,13 @@ class LeapPull(Pull):
 
 
 class FOMAML(FirstOrder):
-    """∇f(θ_K), as if it didn't matter where the trajectory began: MAML without second derivatives."""
+    """∇f(θ_K) as the gradient for θ0: MAML with ∂θ_K/∂θ0 taken as the identity, without second derivatives."""
 
     pull = _Last
 
 
 class Reptile(FirstOrder):
-    """θ0 − θ_K: towards where the trajectory ended."""
+    """θ0 − θ_K: a descent step moves the start towards the end of the trajectory."""
 
     pull = _Distance
 

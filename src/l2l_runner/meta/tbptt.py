@@ -1,7 +1,7 @@
 """Truncated back-propagation through time: the meta-gradient of Andrychowicz et al. 2016 (arXiv 1606.04474).
 
 The meta-loss of a trajectory is Σ_{t=1}^{T} w_t f(θ_t), each loss counted once. A window of K steps from θ_s has the
-losses f(θ_{s+1}) … f(θ_{s+K}), so that its last update too gets a gradient; θ and the optimizer's state go on to the
+losses f(θ_{s+1}) … f(θ_{s+K}), so that its last update gets a gradient too. θ and the optimizer's state pass to the
 next window without their history.
 """
 
@@ -25,10 +25,10 @@ from l2l_runner.unroll import Graph, Point, start, unroll
 class TBPTT(MetaGradient):
     """Truncated BPTT.
 
-    Without second derivatives the gradients that the optimizer sees are constants, and then no backward pass through
-    the optimizee is needed (`engine="replay"`): θ_s = θ_0 + Σ_{t<s} u_t, so ∂L/∂u_t = Σ_{s>t} w_s ∇f(θ_s), a reverse
-    cumulative sum of gradients that the forward pass has computed anyway. `engine="graph"` differentiates the whole
-    window, and is the reference.
+    Without second derivatives the gradients that the optimizer sees are constants, and no backward pass through the
+    optimizee is needed (`engine="replay"`): θ_s = θ_0 + Σ_{t<s} u_t, so ∂L/∂u_t = Σ_{s>t} w_s ∇f(θ_s), a reverse
+    cumulative sum of gradients that the forward pass computes anyway. `engine="graph"` differentiates the whole window,
+    and is the reference.
 
     Attributes:
         length: steps of a window; the last window of a trajectory may be shorter.
@@ -36,10 +36,10 @@ class TBPTT(MetaGradient):
         weights: constant, linear or final.
         second_order: keep the derivatives of the gradients with respect to the parameters.
         engine: replay or graph.
-        coordinates: replay a random sample of so many coordinates of each part of the optimizer; None replays all. A
-            coordinatewise rule's meta-gradient is a sum over coordinates, so a sample estimates it without bias, at a
+        coordinates: replay a random sample of so many coordinates of each part of the optimizer; None replays all. The
+            meta-gradient of a coordinatewise rule is a sum over coordinates, which a sample estimates without bias at a
             fraction of the cost.
-        chunk: coordinates replayed at once, which bounds memory; None leaves it to the optimizer.
+        chunk: coordinates to replay at once, which bounds memory; None takes the optimizer's own `chunk`.
     """
 
     shareable = True
@@ -105,16 +105,16 @@ class TBPTT(MetaGradient):
         effects: Tensor,
         cotangents: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, ...]:
-        """`LearnedRule.replay`, part by part of the optimizer, of a sample of coordinates or in chunks of them.
+        """Replay each part of the optimizer (`LearnedRule.replay`), on a sample of coordinates or in chunks of them.
 
         Args:
-            optimizer: what is replayed.
+            optimizer: what to replay.
             seed: of the meta-step; with `step` it fixes the sample.
             step: of the trajectory, after the window.
             state: before the first step.
-            grads: what the optimizer saw, [steps, problems, coordinates].
-            effects: what the cotangents are made from, [steps, problems, coordinates].
-            cotangents: makes them, from the effects of some coordinates, [steps, any, any].
+            grads: the gradients that the optimizer saw, [steps, problems, coordinates].
+            effects: [steps, problems, coordinates], from which `cotangents` computes the cotangents.
+            cotangents: a function of the effects of some coordinates, [steps, any, any].
         """
         meta_grads: tuple[Tensor, ...] = ()
         for rule, columns, own in optimizer.parts():
@@ -129,7 +129,7 @@ class TBPTT(MetaGradient):
 
     def _recording(self, optimizer: LearnedRule, params: Tensor, steps: int) -> Recording | None:
         """Return the optimizer as it records a window, if it can and no setting bounds memory; otherwise None."""
-        # Not `_sampled`, which asks all processes: one that records would not answer the others in its replay.
+        # Not `_sampled`, which communicates: a process that records skips the replay, where the others would wait.
         bounded = self.coordinates is not None or params.numel() > (self.chunk or params.numel())
         return None if optimizer.coordinatewise and bounded else optimizer.recording(params, steps)
 
@@ -144,7 +144,7 @@ class TBPTT(MetaGradient):
         effects: Tensor,
         cotangents: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, ...]:
-        """Chunk by chunk of coordinates; the sum over chunks is taken in double precision."""
+        """Replay all coordinates, chunk by chunk; the sum over chunks is taken in double precision."""
         grads, effects = (rows.flatten(1).unsqueeze(1) for rows in (grads, effects))
         size = self.chunk or rule.chunk or grads.shape[-1]
         parts = []
@@ -158,16 +158,16 @@ class TBPTT(MetaGradient):
     def _replay_sample(
         self, rule: LearnedRule, seed: Tensor, step: int, state: State, grads: Tensor, cotangents: Tensor
     ) -> tuple[Tensor, ...]:
-        """A sample of coordinates.
+        """Replay a sample of coordinates.
 
-        Coordinates are drawn in proportion to their largest ∂(meta-loss)/∂u_t (and a tenth of its mean, so that none
-        is impossible) by systematic sampling, and weighted by the inverse: the sum stays unbiased. Several processes
-        draw one sample from the coordinates of all, and each replays those of its own.
+        Systematic sampling draws coordinates in proportion to their largest |∂(meta-loss)/∂u_t|, plus a tenth of its
+        mean so that every coordinate can be drawn. Weights of the inverse keep the sum unbiased. Several processes draw
+        one sample from the coordinates of all of them, and each replays its own share.
         """
         assert self.coordinates is not None
         problems = cotangents.shape[1]
         grads, cotangents = grads.flatten(1), cotangents.flatten(1)
-        # The meta-loss is a mean over this process's problems: times their number, sizes of all processes compare.
+        # The meta-loss is a mean over this process's problems; times their number, sizes compare between processes.
         size = cotangents.abs().amax(0).double() * problems
         sums = distributed.all_gather(torch.stack([size.sum(), torch.full_like(size[0], len(size))])).sum(0)
         share = size + 0.1 * sums[0] / sums[1] + torch.finfo(torch.float32).tiny
@@ -198,7 +198,7 @@ class TBPTT(MetaGradient):
 
 
 def _to_come(grads: Tensor, weights: Tensor) -> Tensor:
-    """Σ_{s>t} w_s ∇f(θ_s), [steps, problems, coordinates]: ∂(meta-loss)/∂u_t, where weights hold 1/problems too."""
+    """Return ∂(meta-loss)/∂u_t = Σ_{s>t} w_s ∇f(θ_s), [steps, problems, coordinates]; `weights` include 1/problems."""
     to_come = grads * weights.view(-1, 1, 1)
     for step in reversed(range(len(grads) - 1)):
         to_come[step] += to_come[step + 1]

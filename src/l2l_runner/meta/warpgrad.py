@@ -25,18 +25,18 @@ from l2l_runner.unroll import start, unroll
 
 @dataclass(frozen=True, kw_only=True)
 class WarpGrad(MetaGradient):
-    """Learns what the loss depends on beside the parameters that are adapted, which stays as it is on a trajectory.
+    """The meta-gradient for what the loss depends on beside the adapted parameters, constant along a trajectory.
 
     Attributes:
         steps: of a trajectory.
         algorithm: `online` accumulates the gradient along the trajectories, for one estimate (algorithm 1); `offline`
-            stores them, and yields an estimate for each minibatch of their points (algorithm 2).
+            stores them, and yields an estimate per minibatch of their points (algorithm 2).
         approximate: take the point after the step for a constant, which spares the second derivatives.
-        batch: offline: points of an estimate.
-        epochs: offline: times that the stored points are gone through.
-        shuffle: offline: in random order; otherwise trajectory by trajectory, from its start to its end.
-        every: offline: points stored: each (1), every second (2), …
-        memory: offline: bytes that they may take; where they take more, fewer are stored, evenly spaced.
+        batch: offline: points per estimate.
+        epochs: offline: passes over the stored points.
+        shuffle: offline: in random order; otherwise trajectory by trajectory, from start to end.
+        every: offline: store each point (1), every second (2), …
+        memory: offline: bytes for the stored points; where they need more, fewer are stored, evenly spaced.
         leap: learn the starting points too, by Leap.
     """
 
@@ -60,7 +60,7 @@ class WarpGrad(MetaGradient):
         return self._online(optimizer, problem) if self.algorithm == "online" else self._offline(optimizer, problem)
 
     def stored(self, layout: Layout, problems: int, dtype: torch.dtype) -> range:
-        """The steps of a trajectory whose points are stored."""
+        """Return the steps of a trajectory whose points are stored."""
         size = layout.size * problems * dtype.itemsize
         return range(0, self.steps, max(self.every, -(-self.steps * size // self.memory)))
 
@@ -109,7 +109,7 @@ class WarpGrad(MetaGradient):
             yield Estimate(point.loss.mean(), grads, final)
 
     def _order(self, problem: Problem, steps: int, epoch: int) -> Tensor:
-        """In which the stored points are gone through: step · tasks + task of each, [steps · tasks]."""
+        """Return the order of a pass over the stored points: step · tasks + task of each, [steps · tasks]."""
         tasks = len(problem.seeds)
         if self.shuffle:
             return streams.uniform(problem.seeds[:1], steps * tasks, "replay", epoch)[0].argsort()
@@ -118,14 +118,14 @@ class WarpGrad(MetaGradient):
     def from_points(
         self, optimizer: LearnedRule, problem: Problem, params: Tensor, rows: Tensor, number: int
     ) -> tuple[Tensor, Grads]:
-        """The mean of ℓ(θ − α∇ℓ(θ; φ); φ) over some points, and its gradients.
+        """Return the mean of ℓ(θ − α∇ℓ(θ; φ); φ) over some points, and its gradients.
 
         Args:
-            optimizer: takes the step, and has φ.
+            optimizer: takes the step, and has the parameters φ.
             problem: the tasks.
-            params: the points [points, coordinates], constants.
-            rows: the task of each, [points].
-            number: of the minibatches, which are no others' and no step's of a trajectory.
+            params: the points θ, [points, coordinates], as constants.
+            rows: the task of each point, [points].
+            number: of this call; its two minibatches are shared with no other number, nor with a trajectory.
         """
         tasks, step = problem.take(rows), self.steps + 1 + 2 * number
         with torch.enable_grad():

@@ -1,1 +1,1 @@
-"""Modules that have no home in torchvision: what experiments of the literature train."""
+"""Networks from the literature that torchvision does not have."""

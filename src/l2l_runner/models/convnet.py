@@ -47,19 +47,19 @@ class DigitsConvNet(nn.Sequential):
 class CifarConvNet(nn.Sequential):
     """The CIFAR-10 network of Andrychowicz et al. 2016 (arXiv 1606.04474, section 3.3).
 
-    [N, 3, side, side] → [N, classes]: three 5×5 convolutions of 16 channels (as many as in the code released with the
-    paper), each with ReLU and max-pooling, 32 fully connected ReLU units, and the scores; batch norm before every
-    ReLU. The layers that it follows have no biases, which it would take away again. All start as PyTorch's layers do:
-    the paper says nothing of it.
+    [N, 3, side, side] → [N, classes]: three 5×5 convolutions of 16 channels (as in the code released with the paper),
+    each with ReLU and max-pooling, 32 fully connected ReLU units, and the scores. Batch norm precedes every ReLU; the
+    layers before it have no biases, which it would cancel. All layers have PyTorch's initialisation, since the paper
+    gives none.
     """
 
     def __init__(self, side: int = 32, classes: int = 10, channels: int = 16):
         """Build the layers.
 
         Args:
-            side: height and width of the images, 8 at least.
+            side: height and width of the images, at least 8.
             classes: number of scores.
-            channels: of each convolution; fewer make a smaller network to learn on.
+            channels: of each convolution; fewer make a smaller network for meta-training.
         """
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for i, inputs in enumerate((3, channels, channels), start=1):

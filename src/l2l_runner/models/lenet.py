@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun et al. 1998) as it is used today: with ReLU, max-pooling, and convolutions over all maps."""
+"""LeNet-5 (LeCun et al. 1998) in its modern form: with ReLU, max-pooling, and convolutions over all maps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(84, outputs, dtype=dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        # ReLU and max-pooling commute; in this order ReLU has a quarter of the work.
+        # ReLU and max-pooling commute; pooling first leaves ReLU a quarter of the work.
         x = F.relu(F.max_pool2d(self.conv1(images), 2))
         x = F.relu(F.max_pool2d(self.conv2(x), 2))
         x = F.relu(self.fc1(x.flatten(1)))

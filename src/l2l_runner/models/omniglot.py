@@ -1,4 +1,4 @@
-"""The convolutional network of few-shot learning on Omniglot, with places for warp layers."""
+"""The convolutional network of few-shot learning on Omniglot, with sites for warp layers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ BLOCKS = 4
 
 
 class OmniglotConvNet(nn.Module):
-    """Images [N, 1, 28, 28] to scores [N, classes], as Flennerhag et al. 2019 (arXiv 1909.00025) have it.
+    """Images [N, 1, 28, 28] to scores [N, classes], as in Flennerhag et al. 2019 (arXiv 1909.00025).
 
-    Four blocks, each followed by a site for a warp layer, and a linear head on the single pixel that they leave.
+    Four blocks, each followed by a site for a warp layer, reduce an image to a single pixel, which a linear head reads.
     """
 
     def __init__(self, filters: int = 64, classes: int = 20):
@@ -22,14 +22,14 @@ class OmniglotConvNet(nn.Module):
         self.head = nn.Linear(filters, classes)
 
     def forward(self, images: Tensor, warps: Mapping[str, nn.Module], reference: int | None = None) -> Tensor:
-        """The scores.
+        """Compute the scores [N, classes].
 
         Args:
             images: [N, 1, 28, 28].
-            warps: layers [N, filters, height, width] to the same, by their sites warp1 … warp4; at the others there is
-                nothing.
-            reference: number of images, the first ones, that batch norm takes its statistics of, without gradients
-                through these; None takes those of all images, with gradients.
+            warps: layers from [N, filters, height, width] to the same shape, by their sites warp1 … warp4; a site may
+                have none.
+            reference: batch norm takes its statistics from so many of the first images, without gradients through
+                them; None takes those of all images, with gradients.
         """
         x = images
         for i, block in enumerate(self.blocks, start=1):

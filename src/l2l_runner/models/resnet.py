@@ -9,15 +9,15 @@ from torch.nn import functional as F
 class CifarResNet(nn.Module):
     """[N, 3, 32, 32] → [N, 10], of depth 6n + 2: a convolution, three stages of n blocks, and a linear layer.
 
-    Names and shapes are those of github.com/akamaster/pytorch_resnet_cifar10, whose trained weights fit; they want
-    images normalised with mean .485, .456, .406 and standard deviation .229, .224, .225.
+    Names and shapes are those of github.com/akamaster/pytorch_resnet_cifar10, so that its trained weights fit. They
+    expect images normalised with mean .485, .456, .406 and standard deviation .229, .224, .225.
     """
 
     def __init__(self, depth: int = 20):
         """Build the network with He's random initialisation.
 
         Raises:
-            ValueError: `depth` isn't 6n + 2.
+            ValueError: `depth` is not 6n + 2.
         """
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
@@ -41,7 +41,7 @@ class CifarResNet(nn.Module):
 
 
 def _stage(channels_in: int, channels: int, blocks: int) -> nn.Sequential:
-    """Some blocks, of which the first halves the image where it changes the number of channels."""
+    """Build a stage of blocks; the first halves the image if it changes the number of channels."""
     return nn.Sequential(_Block(channels_in, channels), *(_Block(channels, channels) for _ in range(blocks - 1)))
 
 
@@ -58,7 +58,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        # New channels are zero: as many before the old ones as behind them.
+        # Half of the new channels, which are zero, come before the old ones, and half after them.
         half = self.new_channels // 2
         shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
         return F.relu(residual + shortcut)

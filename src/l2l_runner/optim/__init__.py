@@ -1,6 +1,6 @@
 """Building blocks of differentiable optimization, for any PyTorch code.
 
-The names and signatures are those of learn2learn's `optim`; what they return can be copied, saved and loaded, and
+Names and signatures are those of learn2learn's `optim`. Unlike there, results can be copied, saved and loaded, and
 parameters stay parameters.
 """
 

@@ -16,8 +16,8 @@ from l2l_runner.optim.transforms import ByPattern, Transform, make_transforms
 class LearnableOptimizer(nn.Module):
     """p ← p − lr · T(g), where the next backward pass gives T its gradient −lr · g' · ∂T(g).
 
-    g is the gradient at the step, and g' the one that the next `backward()` finds where the step has led. A second,
-    ordinary optimizer of this module's parameters learns T with it::
+    g is the gradient at the step, and g' the next gradient, at the parameters after the step. An ordinary optimizer of
+    this module's parameters learns T::
 
         learnable = LearnableOptimizer(model, MetaSGD, lr=0.01)
         meta_optimizer = torch.optim.Adam(learnable.parameters(), lr=1e-3)
@@ -28,16 +28,16 @@ class LearnableOptimizer(nn.Module):
             meta_optimizer.step()
             learnable.step()
 
-    The model's parameters stay leaves, updated in place; a copy or a pickle of the model and this module together works
-    on. Nothing but the last gradients is kept between steps: T(g) is computed once more when g' is known.
-    `state_dict()` has the transforms alone; copies and pickles have the last gradients too.
+    The model's parameters stay leaves and are updated in place. The model and this module can be copied or pickled
+    together. Between steps only the last gradients are kept: T(g) is computed again once g' is known. `state_dict()`
+    holds only the transforms; copies and pickles hold the last gradients too.
 
-    Whatever computes gradients of the model's parameters counts, `torch.autograd.grad` as well as `backward`: forget
-    the transforms' gradients after it, if it wasn't meant.
+    Every gradient of the model's parameters counts as g', from `torch.autograd.grad` as well as from `backward`. Zero
+    the transforms' gradients after one that should not count.
 
     Args:
-        model: what is optimized. It is no submodule of this module.
-        transform: what makes a parameter's transform, or a mapping of name patterns (`ByPattern`).
+        model: the model to optimize. It does not become a submodule of this module.
+        transform: makes a parameter's transform, or a mapping of name patterns (`ByPattern`).
         lr: constant factor.
     """
 
@@ -59,7 +59,7 @@ class LearnableOptimizer(nn.Module):
         self._listen()
 
     def _listen(self) -> None:
-        """Hear the gradients of the model's parameters, those that were replaced or unfrozen meanwhile too."""
+        """Listen to the gradients of the model's parameters, including any replaced or unfrozen since the last call."""
         present: list[Tensor | None] = [
             parameter if parameter.requires_grad else None for parameter in self.info["model"].parameters()
         ]
@@ -75,7 +75,7 @@ class LearnableOptimizer(nn.Module):
         ]
 
     def _hear(self, index: int) -> Callable[[Tensor], None]:
-        own = weakref.ref(self)  # a hook that held it would keep it alive as long as the model
+        own = weakref.ref(self)  # a strong reference in a hook would keep this module alive as long as the model
 
         def hear(grad: Tensor) -> None:
             self = own()
@@ -85,7 +85,7 @@ class LearnableOptimizer(nn.Module):
             if not parameters:
                 return
             last = self._last[index]
-            # Before the first step nothing depends on T: a gradient of zeros, so that T's optimizer can step.
+            # Before the first step nothing depends on T: its gradient is zero, so that its optimizer can step.
             found: tuple[Tensor | None, ...] = (None,) * len(parameters)
             if last is not None:
                 with torch.enable_grad():
@@ -121,7 +121,7 @@ class LearnableOptimizer(nn.Module):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the model's gradients; those of the transforms are their own optimizer's to forget."""
+        """Zero the model's gradients; those of the transforms are left to their own optimizer."""
         self.info["model"].zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Learnable transforms T of a parameter's gradient: modules from a gradient to an update of the same shape.
 
-What makes them (`Transform`) is called with a parameter, of which only shape, type and device matter.
+A `Transform` makes such a module from a parameter, of which only shape, type and device matter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 Transform = Callable[[Tensor], nn.Module | None]
-"""A parameter in, its transform out; None leaves its gradients as they are."""
+"""A function from a parameter to its transform; None leaves the parameter's gradients unchanged."""
 
 
 class MetaSGD(nn.Module):
@@ -38,8 +38,8 @@ class MetaSGD(nn.Module):
 class MetaCurvatureTransform(nn.Module):
     """T(g) = lr · M_in · g · M_out, the identity at the start (Park & Oliva 2019, arXiv 1902.03356).
 
-    A scalar or a bias has a factor an element. A matrix [n, m] has factors [n, n] and [m, m]. A convolution's weights
-    [n, m, *kernel] have a third one for all positions of the kernel together.
+    A scalar or a bias has one factor per element. A matrix [n, m] has factors [n, n] and [m, m]. The weights of a
+    convolution, [n, m, *kernel], have a third factor for all positions of the kernel together.
 
     Args:
         param: the parameter.
@@ -78,9 +78,9 @@ class KroneckerLinear(nn.Module):
     Args:
         n: rows.
         m: columns.
-        bias: whether there is a b.
-        psd: makes that matrix positive semi-definite.
-        device: where it lies.
+        bias: whether to learn b.
+        psd: whether to keep that matrix positive semi-definite.
+        device: of the parameters.
     """
 
     def __init__(self, n: int, m: int, bias: bool = True, psd: bool = False, device: torch.device | None = None):
@@ -91,7 +91,7 @@ class KroneckerLinear(nn.Module):
         self.psd = psd
 
     def forward(self, x: Tensor) -> Tensor:
-        """A matrix [..., n, m] as another, or a vector [n m], column after column, as another.
+        """Map matrices [..., n, m], or a vector [n m] that holds a matrix column by column, to the same shape.
 
         Raises:
             ValueError: x has another shape.
@@ -117,7 +117,7 @@ class ReshapedTransform(nn.Module):
 
     Args:
         transform: the module.
-        shape: what it is applied to; one size may be -1.
+        shape: of the module's input; one size may be -1.
     """
 
     def __init__(self, transform: nn.Module, shape: Sequence[int]):
@@ -131,10 +131,10 @@ class ReshapedTransform(nn.Module):
 
 
 class ModuleTransform:
-    """Makes transforms of any module from vectors to vectors.
+    """A `Transform` from any class of modules that map vectors to vectors.
 
     Args:
-        module_cls: called as module_cls(numel, numel), of which the result maps [1, numel] to [1, numel].
+        module_cls: called as module_cls(numel, numel); the module maps [1, numel] to [1, numel].
     """
 
     def __init__(self, module_cls: Callable[[int, int], nn.Module]):
@@ -146,15 +146,15 @@ class ModuleTransform:
 
 
 class KroneckerTransform:
-    """Makes transforms that factor over a gradient's rows and columns (Arnold et al. 2019, arXiv 1910.13603).
+    """A `Transform` whose modules factor over a gradient's rows and columns (Arnold et al. 2019, arXiv 1910.13603).
 
-    A matrix is taken as it is, a bias as a column, and the weights of a convolution as one matrix of input channels ×
-    positions for each output channel.
+    A bias counts as a column, and the weights of a convolution as one matrix of input channels × positions for each
+    output channel.
 
     Args:
-        kronecker_cls: called as kronecker_cls(n=…, m=…, bias=…, psd=…); `KroneckerLinear` is one.
-        bias: handed on.
-        psd: handed on.
+        kronecker_cls: called as kronecker_cls(n=…, m=…, bias=…, psd=…), such as `KroneckerLinear`.
+        bias: passed to `kronecker_cls`.
+        psd: passed to `kronecker_cls`.
     """
 
     def __init__(self, kronecker_cls: Callable[..., nn.Module], bias: bool = False, psd: bool = True):
@@ -175,12 +175,12 @@ class TransformDictionary:
         transforms: by module, for all of its parameters, or by parameter.
 
     Raises:
-        ValueError: a key is neither.
+        ValueError: a key is neither a module nor a parameter.
     """
 
     def __init__(self, transforms: Mapping[nn.Module | nn.Parameter, Transform]):
         self._transforms: dict[int, Transform] = {}
-        self._keys = list(transforms)  # kept alive, so that no other object takes their identity
+        self._keys = list(transforms)  # keeps them alive, so that no other object gets their id
         for key, transform in transforms.items():
             if not isinstance(key, (nn.Module, nn.Parameter)):
                 raise ValueError(f"A key is {type(key).__name__}; expected an nn.Module or an nn.Parameter.")
@@ -193,7 +193,7 @@ class TransformDictionary:
 
 
 class ByPattern:
-    """A transform for each parameter by its name: the first pattern that fits it counts.
+    """A transform for each parameter, by the first pattern that fits its name.
 
     Args:
         transforms: by shell patterns, as in {"*.bias": None, "head.*": MetaSGD, "*": MetaCurvatureTransform}.
@@ -203,7 +203,7 @@ class ByPattern:
         self.transforms = dict(transforms)
 
     def make(self, name: str, param: Tensor) -> nn.Module | None:
-        """The transform of the parameter of that name.
+        """Make the transform of the parameter of this name.
 
         Raises:
             ValueError: no pattern fits the name.
@@ -217,10 +217,10 @@ class ByPattern:
 def make_transforms(
     named: Iterable[tuple[str, Tensor]], transform: Transform | ByPattern | Mapping[str, Transform | None]
 ) -> list[nn.Module | None]:
-    """The transform of each of the parameters.
+    """Make the transform of each parameter.
 
     Raises:
-        ValueError: a transform is no module, or no pattern fits a name.
+        ValueError: a transform is not a module, or no pattern fits a name.
     """
     if isinstance(transform, Mapping):
         transform = ByPattern(transform)

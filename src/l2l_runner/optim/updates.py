@@ -1,4 +1,4 @@
-"""Updates of a module's parameters that stay in the graph."""
+"""Differentiable updates of a module's parameters."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
 def replace_parameters(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors of any graph in the place of a module's parameters, in place.
+    """Replace a module's parameters, in place, by tensors that keep their graph.
 
-    They count as parameters: `parameters()` has them, and the module can be copied (which takes their values) and has
-    a state dict. Tied ones stay tied. `torch.func.functional_call` does the same for one call, and leaves the module
-    as it was: prefer it where the code is yours.
+    The tensors count as parameters: `parameters()` and `state_dict()` have them, and a copy of the module takes their
+    values. Tied parameters stay tied. `torch.func.functional_call` does the same for a single call and leaves the
+    module unchanged: prefer it in your own code.
 
     Args:
-        module: whose parameters are replaced.
-        tensors: by the names of `named_parameters()`; parameters that are not named stay.
+        module: the module whose parameters are replaced.
+        tensors: by the names of `named_parameters()`; the other parameters stay.
 
     Raises:
-        ValueError: a name or a shape is none of the module's.
+        ValueError: the module has no parameter of such a name and shape.
     """
     named = dict(module.named_parameters())
     for name, tensor in tensors.items():
         if name not in named or named[name].shape != tensor.shape:
             has = f"{list(named[name].shape)}" if name in named else f"the parameters {', '.join(named)}"
             raise ValueError(f"{name} {list(tensor.shape)} fits no parameter: the module has {has}.")
-    # nn.Parameter by type, and still what was computed: operations on it stay in its graph.
+    # `as_subclass` makes it an nn.Parameter by type, and keeps its graph.
     new = {
         id(parameter): tensors[name].as_subclass(nn.Parameter) for name, parameter in named.items() if name in tensors
     }
@@ -57,8 +57,8 @@ class DifferentiableSGD(nn.Module):
 
         Args:
             module: its parameters are replaced (`replace_parameters`).
-            gradients: of `module.parameters()`, in their order; their `.grad` where none are given. A parameter
-                whose gradient is None stays.
+            gradients: of `module.parameters()`, in their order; by default their `.grad`. A parameter whose gradient is
+                None stays.
         """
         named = dict(module.named_parameters())
         grads = [parameter.grad for parameter in named.values()] if gradients is None else gradients
@@ -70,11 +70,11 @@ class DifferentiableSGD(nn.Module):
 
 
 class ParameterUpdate(nn.Module):
-    """`torch.autograd.grad` whose gradients pass through a learnable transform each.
+    """`torch.autograd.grad`, with a learnable transform of each gradient.
 
     Args:
-        parameters: what will be updated, or (name, parameter) pairs.
-        transform: what makes a parameter's transform; a mapping of name patterns (`ByPattern`) needs names.
+        parameters: the parameters to update, or (name, parameter) pairs.
+        transform: makes a parameter's transform; a mapping of name patterns (`ByPattern`) needs names.
     """
 
     def __init__(self, parameters: Parameters, transform: Transform | ByPattern | Mapping[str, Transform | None]):
@@ -93,19 +93,19 @@ class ParameterUpdate(nn.Module):
         allow_unused: bool = False,
         allow_nograd: bool = False,
     ) -> list[Tensor | None]:
-        """The updates T(∂loss/∂p), to be subtracted.
+        """Return the updates T(∂loss/∂p), to be subtracted from the parameters.
 
         Args:
             loss: a scalar.
             parameters: as many as were given to the constructor, in their order.
             create_graph: whether the updates can be differentiated with respect to the parameters; with respect to the
                 transforms they always can.
-            retain_graph: as in `torch.autograd.grad`; the value of `create_graph` unless given.
-            allow_unused: a parameter that the loss doesn't depend on has the update None, instead of being an error.
-            allow_nograd: likewise one that needs no gradient.
+            retain_graph: as in `torch.autograd.grad`; by default the value of `create_graph`.
+            allow_unused: a parameter that the loss does not depend on has the update None, instead of an error.
+            allow_nograd: likewise for a parameter that requires no gradient.
 
         Raises:
-            ValueError: another number of parameters.
+            ValueError: the number of parameters differs from that of the constructor.
         """
         parameters = list(parameters)
         if len(parameters) != self.count:

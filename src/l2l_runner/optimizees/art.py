@@ -1,16 +1,16 @@
 """Neural art: the optimizee of Andrychowicz et al. 2016 (arXiv 1606.04474, section 3.4, figures 8 and 9).
 
-A problem is an image θ, which is to show the things of a photograph in the manner of a painting (Gatys et al. 2015,
-arXiv 1508.06576). With F_l(θ) the [channels, positions] activations of layer l of a pretrained network, and
+A problem is an image θ with the content of a photograph in the style of a painting (Gatys et al. 2015, arXiv
+1508.06576). With F_l(θ) the [channels, positions] activations of layer l of a pretrained network, and
 G_l = F_l F_lᵀ / positions their Gram matrix,
 
     f(θ) = content_weight · mean over content layers of ‖F_l(θ) − F_l(photograph)‖² / ‖F_l(photograph)‖²
          + style_weight · mean over style layers of ‖G_l(θ) − G_l(painting)‖² / ‖G_l(painting)‖²
          + tv_weight · the mean of the squared differences of neighbouring pixels, summed over both directions.
 
-The errors of both features and Gram matrices are relative ones. So they are of order 1 at the start whatever the
-network and the layers, in place of the factors 1/2 and 1/(4 N² M²) of Gatys et al., and a Gram matrix depends on the
-size of neither image. The loss has no minibatches: it is the same at every step.
+The errors of features and Gram matrices are relative, where Gatys et al. have factors 1/2 and 1/(4 N² M²). So they are
+of order 1 at the start for any network and layers, and do not depend on the sizes of the images. There are no
+minibatches: the loss is the same at every step.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
 
 
 class Layers(NamedTuple):
-    """Indices in a network's `features`: of the layers whose activations, and whose Gram matrices are compared."""
+    """Indices in a network's `features`, of the layers whose activations and whose Gram matrices are compared."""
 
     content: tuple[int, ...]
     style: tuple[int, ...]
@@ -53,7 +53,7 @@ class Layers(NamedTuple):
 NETWORKS = {
     "squeezenet1_1": Layers((3,), (1, 4, 6, 7)),  # relu1; fire2, fire3, fire4, fire5
     "vgg16": Layers((20,), (1, 6, 11, 18, 25)),  # relu4_2; relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
-    "vgg19": Layers((22,), (1, 6, 11, 20, 29)),  # the same, as Gatys et al. have them
+    "vgg19": Layers((22,), (1, 6, 11, 20, 29)),  # the same, as in Gatys et al.
 }
 
 
@@ -61,31 +61,31 @@ NETWORKS = {
 class Art(Optimizee):
     """Content, style and total-variation loss of an image.
 
-    A problem's photograph is a random crop of one of the folder's, from half of its shorter side to all of it, mirrored
-    or not. The image has pixels in [0, 1]; nothing keeps it there, and pictures of it are cut off.
+    A problem's photograph is a random square crop of one in the folder, of half to all of its shorter side, mirrored
+    or not. Pixels of the image are meant to lie in [0, 1]; nothing enforces it, and pictures clamp them.
 
     Attributes:
-        content: the folder of the photographs, PNG or JPEG; relative ones are also looked for in data.root.
-        style: the file of the painting, likewise. Its shorter side is brought down to `size`.
-        part: which of the photographs, in the order of their names: train, test (the last quarter, at least one), all.
+        content: the folder of the photographs (PNG or JPEG), also looked for in data.root.
+        style: the file of the painting, likewise. Its shorter side is reduced to `size`.
+        part: of the photographs in the order of their names: train, test (the last quarter, at least one), all.
         size: height and width of the image, in pixels.
-        network: what computes the features.
-        weights: a file of the network's weights, in data.root, its hub/checkpoints, or elsewhere; null for
-            torchvision's, which are downloaded where they may be.
+        network: computes the features.
+        weights: a file of the network's weights, also looked for in data.root and its hub/checkpoints; null for
+            torchvision's, which are downloaded if data.download allows it.
         content_layers: indices in the network's `features`; null for those of NETWORKS.
         style_layers: likewise.
         content_weight: of the relative error of the features.
         style_weight: of the relative error of the Gram matrices.
         tv_weight: of the mean squared difference of neighbouring pixels.
-        init: where θ starts: noise (around grey; the paper doesn't say, Gatys et al. have white noise) or content (the
-            photograph, with noise).
+        init: the start of θ: noise (around grey; the paper gives no start, Gatys et al. use white noise) or content
+            (the photograph, with noise).
         noise: standard deviation of that noise.
     """
 
     content: str = path()
     style: str = path()
     part: str = choice("train", "test", "all")
-    size: int = at_least(2)  # one pixel has no neighbours to differ from
+    size: int = at_least(2)  # a single pixel has no neighbours
     network: str = choice(*NETWORKS)
     weights: str | None = path()
     content_layers: tuple[int, ...] | None = at_least(0)
@@ -97,19 +97,19 @@ class Art(Optimizee):
     noise: float = at_least(0)
 
     def layout(self) -> Layout:
-        """The layout of an image.
+        """Return the layout of an image.
 
         Raises:
-            ConfigError: the network has no such layers, or none that images of this size reach.
+            ConfigError: the network does not have these layers, or images of this size are too small for them.
         """
         _ = self.architecture
         return Layout({"image": (3, self.size, self.size)})
 
     def sample(self, seeds: Tensor, runtime: Runtime) -> Problem:
-        """The problems of the given seeds [problems].
+        """Return problems as `Optimizee.sample` does.
 
         Raises:
-            DataError: the photographs, the painting or the weights are not there, or cannot be read.
+            DataError: the photographs, the painting or the weights are missing, or cannot be read.
         """
         return _Artworks(self, seeds, runtime)
 
@@ -149,7 +149,7 @@ class Art(Optimizee):
         return network
 
     def crops(self, seeds: Tensor, root: Path) -> Tensor:
-        """The photographs of the problems of these seeds [problems], [problems, 3, size, size] (float64) in [0, 1]."""
+        """Return the photographs for these seeds [problems]: [problems, 3, size, size] (float64) in [0, 1]."""
         files = _part(_photographs(self.content, root), self.part, self.content)
         which, zoom, down, right, mirror = streams.uniform(seeds.cpu(), 5, "crop").T.tolist()
         crops = []
@@ -187,7 +187,7 @@ class _Artworks(Problem):
         return o.content_weight * content + o.style_weight * style + o.tv_weight * tv
 
     def metrics(self, params: Params) -> dict[str, Tensor]:
-        """The three losses, before they are weighted."""
+        """Return the three losses, before they are weighted."""
         return dict(zip(("content", "style", "tv"), self._losses(params["image"]), strict=True))
 
     def pictures(self, params: Params) -> Tensor:
@@ -205,7 +205,7 @@ class _Artworks(Problem):
 
 
 def activations(network: nn.Sequential, pixels: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
-    """What layers of a network make of images [problems, 3, height, width] with pixels in [0, 1]."""
+    """Return the activations of layers of a network, by index, for images [problems, 3, height, width] in [0, 1]."""
     wanted = set(layers)
     mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)  # up to twice as fast on a CPU
@@ -218,25 +218,25 @@ def activations(network: nn.Sequential, pixels: Tensor, layers: Iterable[int]) -
 
 
 def gram(features: Tensor) -> Tensor:
-    """Gram matrices [problems, channels, channels] of features [problems, channels, height, width], over positions."""
-    positions = features.permute(0, 2, 3, 1).flatten(1, 2)  # as they lie in memory, which is faster
+    """Return Gram matrices [problems, channels, channels] of features [problems, channels, height, width]."""
+    positions = features.permute(0, 2, 3, 1).flatten(1, 2)  # in their order in memory, which is faster
     return positions.mT @ positions / positions.shape[1]
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring pixels, summed over both directions; [problems]."""
+    """Return the mean squared differences of neighbouring pixels, summed over both directions, [problems]."""
     down, right = images.diff(dim=2), images.diff(dim=3)
     return down.square().mean((1, 2, 3)) + right.square().mean((1, 2, 3))
 
 
 def _relative_error(found: Tensor, target: Tensor) -> Tensor:
-    """‖found − target‖² / ‖target‖², [problems]; of one target for all, or one for each."""
+    """Return ‖found − target‖² / ‖target‖², [problems], for one target for all problems or one for each."""
     return (found - target).square().flatten(1).sum(1) / target.square().flatten(1).sum(1)
 
 
 @lru_cache(maxsize=4)
 def _painting(optimizee: Art, runtime: Runtime) -> tuple[Tensor, dict[int, Tensor]]:
-    """The painting [1, 3, height, width], and its Gram matrices."""
+    """Return the painting [1, 3, height, width], and its Gram matrices by layer."""
     file = _found(optimizee.style, runtime.data_root, "style", "an image (PNG or JPEG)")
     pixels = _pixels(file)
     scale = min(1.0, optimizee.size / min(pixels.shape[1:]))
@@ -249,7 +249,7 @@ def _painting(optimizee: Art, runtime: Runtime) -> tuple[Tensor, dict[int, Tenso
 
 @lru_cache(maxsize=4)
 def _pretrained(optimizee: Art, runtime: Runtime) -> nn.Sequential:
-    """The network with its weights, which are constants."""
+    """Return the network with its weights, as constants."""
     file = _weights_file(optimizee, runtime)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -306,7 +306,7 @@ def _found(given: str, root: Path, key: str, expected: str) -> Path:
 
 @lru_cache(maxsize=4)
 def _photographs(content: str, root: Path) -> tuple[Path, ...]:
-    """The images of a folder, in the order of their names."""
+    """Return the images of a folder, in the order of their names."""
     folder = _found(content, root, "content", "a folder of images (PNG or JPEG)")
     found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not found:
@@ -319,19 +319,19 @@ def _part(files: tuple[Path, ...], part: str, content: str) -> tuple[Path, ...]:
     chosen = {"train": files[: len(files) - test], "test": files[len(files) - test :], "all": files}[part]
     if not chosen:
         raise DataError(
-            f"optimizee.part=train leaves nothing of the only image of {content}, which is for testing: put more "
-            "images there, or use optimizee.part=all."
+            f"optimizee.part=train is empty, because the only image of {content} is for the test: put more images "
+            "there, or use optimizee.part=all."
         )
     return chosen
 
 
-@lru_cache(maxsize=256)  # a few hundred MB of photographs of the usual size, and decoding takes long
+@lru_cache(maxsize=256)  # decoding is slow; these are a few hundred MB for photographs of the usual size
 def _pixels(file: Path) -> Tensor:
-    """An image file as uint8 [3, height, width]: as it is meant to be seen, on white where it is transparent."""
+    """Load an image file as uint8 [3, height, width], with its EXIF orientation, on white where it is transparent."""
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits a pixel
+            if image.mode.startswith("I"):  # 16 bits per pixel
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
@@ -342,5 +342,5 @@ def _pixels(file: Path) -> Tensor:
 
 
 def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bytes [3, height, width] as pixels in [0, 1] (float64), averaged where they become fewer."""
+    """Resize bytes [3, height, width] to pixels in [0, 1] (float64), with antialiasing."""
     return F.interpolate(pixels[None].double() / 255, size, mode="bilinear", antialias=True)[0]

@@ -1,7 +1,7 @@
 """Training a small MLP on images: the MNIST optimizee of Andrychowicz et al. 2016 (section 3.2), and digits.
 
-A problem is a random start and a random sequence of minibatches of the training images. Pixels stay in [0, 1],
-as in the paper; its steps minimise the training loss, and the accuracy is read on the data set's test images.
+A problem is a random start and a random sequence of minibatches of the training images. As in the paper, pixels stay in
+[0, 1] and the steps minimise the training loss. The accuracy is that on the data set's test images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from l2l_runner.runtime import Runtime
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
 SIDES = {"mnist": 28, "digits": 8}  # pixels
 CLASSES = 10
-METRIC_IMAGES = 2000  # test images read for the accuracy: its standard error is then about one percent
+METRIC_IMAGES = 2000  # test images for the accuracy, whose standard error is then below one percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Classification(Optimizee):
         hidden: units of each hidden layer; [] is logistic regression.
         activation: sigmoid, relu or tanh.
         pool: average squares of pool × pool pixels first; 1 leaves the images as they are.
-        minibatch: images a step, drawn with replacement.
+        minibatch: images per step, drawn with replacement.
         init_scale: standard deviation of all parameters at the start.
     """
 
@@ -49,7 +49,7 @@ class Classification(Optimizee):
     init_scale: float = at_least(0)
 
     def module(self) -> nn.Module:
-        """The MLP, without storage: its parameters are given to it at each call."""
+        """Build the MLP, without storage: each call passes its parameters."""
         widths = [(SIDES[self.name] // self.pool) ** 2, *self.hidden, CLASSES]
         with torch.device("meta"):
             layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]

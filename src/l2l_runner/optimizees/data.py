@@ -1,4 +1,4 @@
-"""Data sets, read once, kept whole on the device as bytes, and handed out by index."""
+"""Data sets, read once, kept as bytes on the device, and indexed there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Images:
     Attributes:
         images: [count, channels · height · width] (uint8), channel by channel, row by row.
         labels: [count].
-        white: the byte that stands for 1.
+        white: the byte that means 1.
         shape: channels, height and width.
     """
 
@@ -37,7 +37,7 @@ class Images:
     shape: tuple[int, int, int]
 
     def pixels(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """The images of an index of any shape, [*index.shape, pixels], scaled to [0, 1]."""
+        """Return the images of an index of any shape, [*index.shape, pixels], scaled to [0, 1]."""
         return self.images[index].to(dtype) / self.white
 
 
@@ -49,7 +49,7 @@ OMNIGLOT_SIDE = 28  # pixels
 
 
 def places(given: str, root: Path) -> list[Path]:
-    """Where a path that a user gives may lie: as it stands, in `root`, or in its hub/checkpoints."""
+    """Return where to look for a path that a user gives: as given, in `root`, and in its hub/checkpoints."""
     return [Path(given).expanduser(), root / given, root / "hub" / "checkpoints" / given]
 
 
@@ -63,9 +63,9 @@ def load_images(
     pool: int = 1,
     keep: tuple[int, ...] | None = None,
 ) -> Images:
-    """The `train` or `test` part of `mnist`, `cifar10` or `digits`, averaged over squares of pool × pool pixels.
+    """Load the `train` or `test` part of `mnist`, `cifar10` or `digits`, averaged over squares of pool × pool pixels.
 
-    Of the labels in `keep`, if it isn't None: their images alone, with the labels' places in it as labels.
+    If `keep` is not None, only images of its labels are kept, and each label becomes its index in `keep`.
 
     Raises:
         DataError: the files are not in `root` and could not be downloaded.
@@ -87,7 +87,7 @@ def _mnist(split: str, root: Path, download: bool) -> tuple[Tensor, Tensor, floa
         dataset = MNIST(str(root), train=split == "train", download=download)
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"MNIST is not in {root} and could not be had ({reason(error)}): put its four files "
+            f"MNIST is not in {root} and could not be downloaded ({reason(error)}): put its four files "
             "(train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, "
             f"t10k-labels-idx1-ubyte.gz, or the same unpacked) into {root / 'MNIST' / 'raw'}, or name the folder "
             "that holds MNIST/raw with data.root=FOLDER or the environment variable L2L_DATA."
@@ -100,11 +100,11 @@ def _cifar10(split: str, root: Path, download: bool) -> tuple[Tensor, Tensor, fl
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the files' pickles are older than NumPy's present ways
+            warnings.simplefilter("ignore")  # the files' pickles use deprecated NumPy
             dataset = CIFAR10(str(root), train=split == "train", download=download)
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"CIFAR-10 is not in {root} and could not be had ({reason(error)}): put the unpacked files of "
+            f"CIFAR-10 is not in {root} and could not be downloaded ({reason(error)}): put the unpacked files of "
             f"cifar-10-python.tar.gz (data_batch_1 … data_batch_5, test_batch, batches.meta) into "
             f"{root / 'cifar-10-batches-py'}, or name the folder that holds cifar-10-batches-py with data.root=FOLDER "
             "or the environment variable L2L_DATA."
@@ -118,18 +118,18 @@ def _digits(split: str, root: Path, download: bool) -> tuple[Tensor, Tensor, flo
 
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    index = order[360:] if split == "train" else order[:360]  # 1437 to train on, 360 to test
+    index = order[360:] if split == "train" else order[:360]  # 1437 for training, 360 for the test
     images = torch.from_numpy(digits.images[index].astype(np.uint8))
     return images, torch.from_numpy(digits.target[index].astype(np.int64)), 16.0
 
 
 @lru_cache(maxsize=1)
 def load_omniglot(root: Path, download: bool) -> dict[str, Tensor]:
-    """The characters of Omniglot's alphabets, by name, each [characters, 20, 28, 28] (uint8): ink 255 on 0.
+    """Load the characters of Omniglot's alphabets, by name, each [characters, 20, 28, 28] (uint8): ink 255 on 0.
 
-    Both parts of the data set together, in the order of the alphabets', characters' and files' names. The drawings of
-    105×105 pixels are brought to 28×28 bilinearly with antialiasing, and so kept as one file beside the data set where
-    that can be written: reading 32,460 files takes long.
+    Both parts of the data set are joined, in the order of the alphabets', characters' and files' names. The drawings of
+    105×105 pixels are resized to 28×28, bilinearly with antialiasing. Because reading 32,460 files is slow, the result
+    is kept as one file beside the data set, if that folder can be written.
 
     Raises:
         DataError: the drawings are not in `root` and could not be downloaded, or are damaged.
@@ -140,13 +140,15 @@ def load_omniglot(root: Path, download: bool) -> dict[str, Tensor]:
         try:
             loaded: dict[str, Tensor] = torch.load(kept, weights_only=True)
             return loaded
-        except Exception as error:  # whatever torch.load says of a file that isn't its own
-            raise DataError(f"{kept} is damaged ({reason(error)}): delete it, and it is made again.") from error
+        except Exception as error:  # torch.load raises many types for files that it did not write
+            raise DataError(
+                f"{kept} is damaged ({reason(error)}): delete it, and the next run writes it again."
+            ) from error
     try:
         drawings = _omniglot(folder, download)
     except (RuntimeError, OSError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"Omniglot is not in {root} and could not be had ({reason(error)}): put images_background.zip and "
+            f"Omniglot is not in {root} and could not be downloaded ({reason(error)}): put images_background.zip and "
             f"images_evaluation.zip, or the same unpacked, into {folder}, or name the folder that holds omniglot-py "
             "with data.root=FOLDER or the environment variable L2L_DATA."
         ) from error
@@ -154,14 +156,14 @@ def load_omniglot(root: Path, download: bool) -> dict[str, Tensor]:
     try:
         torch.save(drawings, written)
         os.replace(written, kept)
-    except (OSError, RuntimeError):  # a folder that is only to be read: the next process reads the files once more
+    except (OSError, RuntimeError):  # a read-only folder: the next process reads the files again
         with suppress(OSError):
             written.unlink()
     return drawings
 
 
 def _omniglot(folder: Path, download: bool) -> dict[str, Tensor]:
-    """The drawings as `load_omniglot` yields them, of the data set's own files."""
+    """Read the drawings, in the form of `load_omniglot`, from the data set's own files."""
     from PIL import Image
 
     alphabets: dict[str, dict[str, list[Tensor]]] = {}
@@ -184,7 +186,7 @@ def _small(characters: list[list[Tensor]]) -> Tensor:
 
 
 def _pngs(folder: Path, part: str, download: bool) -> Iterator[tuple[str, str, bytes]]:
-    """Alphabet, character and content of each PNG of a part, sorted, from its folder or, where that isn't, its zip."""
+    """Yield alphabet, character and content of each PNG of a part, sorted, from its folder or else from its zip."""
     packed, unpacked = folder / f"{part}.zip", folder / part
     if download and not (packed.is_file() or unpacked.is_dir()):
         from torchvision.datasets import Omniglot

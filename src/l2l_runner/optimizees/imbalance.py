@@ -1,8 +1,8 @@
-"""Telling two classes of images apart when nearly all training images are of one: the imbalance problem of Ren et al.
+"""Classifying images of two classes when nearly all training images are of one: the imbalance problem of Ren et al.
 2018 (arXiv 1803.09050, section 4.1), on MNIST's 9 and 4, with LeNet.
 
 A problem is a random subset of the training images, a few clean images beside it (as many of either class), LeNet's
-random start and a random sequence of minibatches. Accuracy is read on as many test images of either class.
+random start and a random sequence of minibatches. The accuracy is that on test images, as many of either class.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Imbalance(Optimizee):
         classes: the frequent one and the rare one.
         images: training images.
         proportion: of the frequent class among them.
-        clean: clean images of each class, none of which is a training image.
-        minibatch: training images a step, drawn with replacement.
-        side: pixels to which the images are resized.
+        clean: clean images of each class, which are no training images.
+        minibatch: training images per step, drawn with replacement.
+        side: height and width to which the images are resized, in pixels.
     """
 
     has_clean_examples: ClassVar[bool] = True
@@ -52,10 +52,10 @@ class Imbalance(Optimizee):
     side: int = at_least(16)
 
     def __post_init__(self) -> None:
-        """Refuse what leaves fewer than two classes.
+        """Refuse classes that are not two different digits.
 
         Raises:
-            ConfigError: it does.
+            ConfigError: they are not.
         """
         if len(set(self.classes)) != 2 or len(self.classes) != 2:
             raise ConfigError(f"optimizee.classes is {list(self.classes)}; expected two different digits.")
@@ -64,7 +64,7 @@ class Imbalance(Optimizee):
         """Refuse a proportion that leaves no image of the rare class.
 
         Raises:
-            ConfigError: it does.
+            ConfigError: the rare class has no image.
         """
         if self.counts[1] == 0:
             raise ConfigError(
@@ -79,7 +79,7 @@ class Imbalance(Optimizee):
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Training images of the frequent and of the rare class."""
+        """Numbers of training images of the frequent and of the rare class."""
         frequent = round(self.images * self.proportion)
         return frequent, self.images - frequent
 
@@ -91,7 +91,7 @@ class Imbalance(Optimizee):
         """As `Optimizee.sample`.
 
         Raises:
-            ConfigError: as `check`, or the data set has fewer images of a class than are asked for.
+            ConfigError: the rare class has no image, or the data set has too few images of a class.
         """
         self.check()
         where = (runtime.data_root, runtime.download, runtime.device)
@@ -102,15 +102,15 @@ class Imbalance(Optimizee):
 class ImbalanceProblem(Problem):
     """Losses of LeNet on the images of a batch of problems, and of single images.
 
-    Problems are computed one after another: under vmap, convolutions whose weights differ between problems become
-    grouped ones, which are slow on a CPU.
+    Problems are computed one after another: vmap turns convolutions whose weights differ between problems into grouped
+    ones, which are slow on a CPU.
 
     Attributes:
-        pool: all training images of both classes [images, 1, side, side], the frequent one's first, standardised.
-        rare: which of them are of the rare class, 0 or 1 [images].
-        train: the training images of each problem, by their places in the pool [problems, images].
-        clean: its clean images [problems, 2 × clean].
-        test: test images, as many of either class, and which are of the rare one.
+        pool: all training images of both classes [images, 1, side, side], the frequent class first, standardised.
+        rare: 1 for images of the rare class, else 0, [images].
+        train: the training images of each problem, as indices into the pool [problems, images].
+        clean: its clean images, likewise [problems, 2 × clean].
+        test: the test images, as many of either class, and 1 for those of the rare class.
     """
 
     def __init__(self, optimizee: Imbalance, seeds: Tensor, dtype: torch.dtype, train: Images, test: Images):
@@ -134,7 +134,7 @@ class ImbalanceProblem(Problem):
         fewest = min(len(own) for own in to_test)
         images, rare = self._images(test, [own[:fewest] for own in to_test])
         self.test = (images - mean) / deviation, rare
-        # Of each class in a random order of the problem's own, the first are clean, and those that follow train.
+        # Each problem has its own random order of each class: the first images are clean, the next ones train.
         clean, training = [], []
         for number, (own, count) in enumerate(zip(to_train, optimizee.counts, strict=True)):
             order = streams.uniform(seeds, len(own), f"class {number}").argsort(dim=1) + number * len(to_train[0])
@@ -143,14 +143,14 @@ class ImbalanceProblem(Problem):
         self.clean, self.train = torch.cat(clean, dim=1), torch.cat(training, dim=1)
 
     def _images(self, source: Images, places: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The images at those places of the frequent and of the rare class, resized; and which are rare."""
+        """Return the images at these indices of the frequent and the rare class, resized, and 1 for the rare ones."""
         pixels = source.pixels(torch.cat(places), self.dtype)
         images = F.interpolate(pixels.view(-1, *source.shape), size=(self.side, self.side), mode="bilinear")
         rare = torch.cat([torch.full_like(own, number) for number, own in enumerate(places)])
         return images, rare.to(self.dtype)
 
     def init(self) -> Params:
-        """PyTorch's own random start of each layer, drawn on the CPU and in float64 whatever it is computed in."""
+        """Return PyTorch's own random start of each layer, drawn on the CPU in float64 for any device and precision."""
         starts = []
         with torch.random.fork_rng(devices=[]):
             for seed in self.seeds.tolist():
@@ -166,12 +166,12 @@ class ImbalanceProblem(Problem):
         return self.example_losses(params, step).mean(-1)
 
     def example_losses(self, params: Params, step: int) -> Tensor:
-        """The losses [problems, minibatch] of the single images of the minibatch of `step`."""
+        """Return the losses [problems, minibatch] of the single images of the minibatch of `step`."""
         places = streams.integers(self.seeds, self.minibatch, self.train.shape[1], "minibatch", step)
         return self._losses(params, self.train.gather(1, places))
 
     def clean_loss(self, params: Params) -> Tensor:
-        """The mean losses [problems] of the clean images."""
+        """Return the mean losses [problems] of the clean images."""
         return self._losses(params, self.clean).mean(-1)
 
     def _losses(self, params: Params, index: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """A maze with a hidden reward, learned by a recurrent network with A2C.
 
-The task is that of Miconi et al. 2019 ("Backpropamine", arXiv 2002.10585), which Flennerhag et al. 2020 ("WarpGrad",
-arXiv 1909.00025) took over: the maze is always the same, the place of the reward is drawn anew for each episode, and an
-agent that has found it must find it again from wherever it wakes up, so that it pays to remember.
+The task is that of Miconi et al. 2019 ("Backpropamine", arXiv 2002.10585), also used by Flennerhag et al. 2020
+("WarpGrad", arXiv 1909.00025). The maze is always the same. The place of the reward is drawn anew for each episode, and
+an agent that has found it wakes up elsewhere and must find it again, so that memory pays off.
 
-What is to be minimised is minus the return. It is a sum over sampled actions, which no derivative passes through: the
-gradient of `loss` is that of the advantage actor-critic (A2C, Mnih et al. 2016) for the same episodes.
+The loss is minus the return. The return depends on sampled actions, through which no derivative passes; the gradient of
+`loss` is that of the advantage actor-critic (A2C, Mnih et al. 2016) for the same episodes.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ class Maze(Optimizee):
     """Minus the return of a recurrent agent; its gradient is A2C's.
 
     The network is h' = tanh(W x + U h + b), with a linear policy and a linear critic that read h'. Episodes start in
-    the middle of the maze. Beside the view of the cells around it, the agent reads whether its last move has found the
-    reward, whether it has hit a wall, 1, its last action, and the part of the episode that is over.
+    the middle of the maze. The agent reads its view of the cells around it, whether its last move has found the reward,
+    whether it has hit a wall, the constant 1, its last action, and the elapsed fraction of the episode.
 
     Attributes:
-        pillars: in each direction, on every second cell; the maze has 2 · pillars + 3 cells a side, walls included, and
+        pillars: per direction, on every second cell; the maze has 2 · pillars + 3 cells per side, including walls, and
             no pillar in the middle.
-        duration: steps of an episode.
-        minibatch: episodes of a step.
+        duration: steps per episode.
+        minibatch: episodes per step of the optimizer.
         units: of the recurrent network.
-        reward: for stepping onto the hidden place, after which the agent wakes up on a random other cell.
+        reward: for stepping onto the hidden cell, after which the agent wakes up on a random other cell.
         wall_penalty: for a move into a wall.
-        discount: γ, of a step.
+        discount: γ, per step.
         entropy: weight of the policy's entropy.
         critic: weight of the critic's squared error.
-        metric_episodes: fresh episodes that the metric `return` is the mean of.
+        metric_episodes: episodes over which the metric `return` is the mean.
     """
 
     pillars: int = at_least(1)
@@ -97,8 +97,8 @@ class Plan(NamedTuple):
 
     Attributes:
         free: bool [side, side].
-        moves: int64 [n, actions], the cell that an action leads to; a wall leaves the agent where it is.
-        views: [n, VIEW], the walls around: 1 or 0.
+        moves: int64 [n, actions], the cell that an action leads to; at a wall, the same cell.
+        views: [n, VIEW], 1 for a wall among the cells around, else 0.
         start: the cell in the middle.
         cells: row and column of each.
     """
@@ -111,7 +111,7 @@ class Plan(NamedTuple):
 
 
 def plan(pillars: int, device: torch.device, dtype: torch.dtype) -> Plan:
-    """The maze with so many pillars in each direction."""
+    """Return the maze with this number of pillars per direction."""
     side = 2 * pillars + 3
     free = torch.zeros(side, side, dtype=torch.bool)
     free[1:-1, 1:-1] = True
@@ -132,11 +132,11 @@ class Step(NamedTuple):
     """A step of a batch of episodes, each tensor [problems, episodes].
 
     Attributes:
-        cell: where the agent is.
-        hidden: [problems, episodes, units], what the network has made of it.
-        action: what it does.
-        target: where that leads, before a reward takes it elsewhere.
-        reward: what that brings.
+        cell: of the agent, before the move.
+        hidden: [problems, episodes, units], h' of the network.
+        action: the move.
+        target: the cell that it leads to, before a reward moves the agent elsewhere.
+        reward: of the move.
     """
 
     cell: Tensor
@@ -153,7 +153,7 @@ class MazeProblem(Problem):
         optimizee: the settings.
         seeds: int64 [problems].
         dtype: the precision.
-        warp: the layer of the recurrent cell, if it has one; see `warped`.
+        warp: gates the recurrent cell (see `warped`); None for no gates.
     """
 
     def __init__(self, optimizee: Maze, seeds: Tensor, dtype: torch.dtype, warp: nn.Module | None = None):
@@ -162,15 +162,15 @@ class MazeProblem(Problem):
         self.plan = plan(optimizee.pillars, seeds.device, dtype)
 
     def init(self) -> Params:
-        """Uniform in ±1/√units, as PyTorch's recurrent cells."""
+        """Draw the start uniformly in ±1/√units, as PyTorch does for recurrent cells."""
         scale = self.optimizee.units**-0.5
         flat = (2 * streams.uniform(self.seeds, self.layout.size, "start") - 1) * scale
         return self.layout.views(flat.to(self.dtype))
 
     def warped(self, layers: Mapping[str, nn.Module]) -> Problem:
-        """The same mazes, with agents whose recurrent cell is gated: h' = tanh(c ⊙ W(a ⊙ x) + d ⊙ U(b ⊙ h) + e ⊙ b).
+        """Gate the agents' recurrent cell: h' = tanh(c ⊙ W(a ⊙ x) + d ⊙ U(b ⊙ h) + e ⊙ bias).
 
-        The layer is called with x [rows, OBSERVED], h [rows, units] and its own state, None at first; it returns the
+        The layer is called with x [rows, OBSERVED], h [rows, units] and its own state, None at first. It returns the
         factors (a, b, c, d, e) as one tensor [rows, OBSERVED + 4 · units], and its next state.
         """
         return MazeProblem(self.optimizee, self.seeds, self.dtype, layers[CELL])
@@ -179,16 +179,16 @@ class MazeProblem(Problem):
         return MazeProblem(self.optimizee, self.seeds[rows], self.dtype, self.warp)
 
     def loss(self, params: Params, step: int) -> Tensor:
-        """Minus the mean return [problems] of this step's episodes, with the gradient of their A2C loss."""
+        """Return minus the mean return [problems] of this step's episodes, with the gradient of their A2C loss."""
         steps = list(self.play(params, "episodes", step, self.optimizee.minibatch))
         rewards, actions = (torch.stack(part, dim=1) for part in ([s.reward for s in steps], [s.action for s in steps]))
         surrogate = self.a2c(params, torch.stack([s.hidden for s in steps], dim=1), actions, rewards)
         return surrogate - surrogate.detach() - rewards.sum(1).mean(1)
 
     def a2c(self, params: Params, hidden: Tensor, actions: Tensor, rewards: Tensor) -> Tensor:
-        """The mean over steps and episodes of −A log π(a) + critic · (R − V)² − entropy · H(π), [problems].
+        """Return the mean over steps and episodes of −A log π(a) + critic · (R − V)² − entropy · H(π), [problems].
 
-        R are the discounted sums of the rewards to come within the episode, and A = R − V is held constant.
+        R is the discounted sum of the rewards to come within the episode, and A = R − V is held constant.
 
         Args:
             params: named tensors [problems, *shape].
@@ -210,13 +210,13 @@ class MazeProblem(Problem):
         return loss.mean(1)
 
     def play(self, params: Params, purpose: str, step: int, episodes: int) -> Iterator[Step]:
-        """Batches of episodes, step by step; a graph leads through the hidden states, if one is wanted.
+        """Play a batch of episodes, and yield it step by step; the hidden states keep their graph.
 
         Args:
             params: named tensors [problems, *shape].
-            purpose: of the episodes; with the problems' seeds and the step, it fixes all that is random.
-            step: the optimizer's.
-            episodes: of each problem.
+            purpose: of the episodes; with the problems' seeds and the step, it fixes all randomness.
+            step: of the optimizer.
+            episodes: per problem.
         """
         settings, plan, problems = self.optimizee, self.plan, len(self.seeds)
         n, actions = plan.moves.shape
@@ -226,7 +226,9 @@ class MazeProblem(Problem):
             return numbers.view(problems, count, episodes)
 
         place = self.places(purpose, step, episodes)
-        wake = (draw("wake", settings.duration) * (n - 1)).long()  # any but that: those from it on are one further
+        wake = (
+            draw("wake", settings.duration) * (n - 1)
+        ).long()  # any other cell: those from `place` on move up by one
         wake = wake + (wake >= place.unsqueeze(1))
         noise = draw("action", actions * settings.duration).view(problems, settings.duration, actions, episodes)
         gumbel = -(-noise.log()).log().to(self.dtype).transpose(2, 3)  # the largest of logits + gumbel: a sample
@@ -249,17 +251,17 @@ class MazeProblem(Problem):
             cell = torch.where(found, wake[:, t], target)
 
     def places(self, purpose: str, step: int, episodes: int) -> Tensor:
-        """The cells of the rewards, [problems, episodes]: any but the start."""
+        """Return the cells of the rewards, [problems, episodes], which are never the start."""
         place = streams.integers(self.seeds, episodes, len(self.plan.moves) - 1, f"{purpose}/place", step)
         return place + (place >= self.plan.start)
 
     def metrics(self, params: Params) -> dict[str, Tensor]:
-        """`return`: the mean sum of the rewards of an episode, of fresh episodes that are always the same."""
+        """Return `return`: the mean sum of an episode's rewards, over a fixed set of separate episodes."""
         steps = self.play(params, "metric", 0, self.optimizee.metric_episodes)
         return {"return": sum((s.reward.mean(1) for s in steps), torch.zeros((), dtype=self.dtype))}
 
     def pictures(self, params: Params) -> Tensor:
-        """An episode each: the agent's path, the darker the later, cells that it was in, and where it woke up."""
+        """Draw an episode of each problem: the agent's path, darker with time, cells visited, and where it woke up."""
         steps, places = list(self.play(params, "picture", 0, 1)), self.places("picture", 0, 1)
         canvases = self._canvases()
         for canvas, cells in zip(canvases, torch.stack([step.cell for step in steps]).unbind(1), strict=True):
@@ -283,13 +285,13 @@ class MazeProblem(Problem):
         return canvases
 
     def sources(self) -> dict[str, Tensor]:
-        """The mazes of the pictures: the start red, the reward green."""
+        """Draw the mazes of the pictures: the start red, the reward green."""
         canvases = self._canvases()
         self._mark(canvases)
         return {"start red\nreward green\nwoken up orange": canvases}
 
     def _canvases(self) -> Tensor:
-        """The maze without anything in it, once a problem: [problems, 3, height, width]."""
+        """Draw an empty maze for each problem, [problems, 3, height, width]."""
         free = self.plan.free.repeat_interleave(PIXELS, 0).repeat_interleave(PIXELS, 1)
         return torch.where(free, 1.0, 0.25).to(self.dtype).expand(len(self.seeds), 3, -1, -1).clone()
 
@@ -300,13 +302,13 @@ class MazeProblem(Problem):
             _paint(canvas, self._corner(place), 12, REWARD)
 
     def _corner(self, cell: int) -> tuple[int, int]:
-        """The upper left pixel of a cell."""
+        """Return the upper left pixel of a cell."""
         row, column = self.plan.cells[cell]
         return row * PIXELS, column * PIXELS
 
 
 class _Network:
-    """The recurrent cell of each problem, with what it takes from one step to the next."""
+    """The recurrent cell of each problem, with the state of its gates."""
 
     def __init__(self, params: Params, warp: nn.Module | None):
         self.params, self.warp, self.state = params, warp, None
@@ -324,12 +326,12 @@ class _Network:
 
 
 def _linear(params: Params, name: str, x: Tensor) -> Tensor:
-    """Rows [problems, rows, units] through a linear layer of each problem."""
+    """Pass rows [problems, rows, units] through a linear layer of each problem."""
     return torch.baddbmm(params[f"{name}.bias"].unsqueeze(1), x, params[f"{name}.weight"])
 
 
 def _sensations(actions: int, dtype: torch.dtype) -> Tensor:
-    """What is felt of each (action, found, hit), and in the last row before any: [found, hit, 1, one-hot action]."""
+    """Tabulate [found, hit, 1, one-hot action] for each (action, found, hit), and in the last row before any action."""
     rows = [
         [float(found), float(hit), 1.0, *(float(other == action) for other in range(actions))]
         for action in range(actions)
@@ -340,12 +342,12 @@ def _sensations(actions: int, dtype: torch.dtype) -> Tensor:
 
 
 def _blend(one: tuple[float, ...], other: tuple[float, ...], share: float) -> Tensor:
-    """A colour between two."""
+    """Return a colour between two."""
     return torch.lerp(torch.tensor(one), torch.tensor(other), share)
 
 
 def _paint(canvas: Tensor, corner: tuple[int, int], size: int, colour: tuple[float, ...], opacity: float = 1.0) -> None:
-    """Paint a square of so many pixels into the middle of a cell of a canvas [3, height, width]."""
+    """Paint a square of `size` pixels into the middle of a cell of a canvas [3, height, width]."""
     top, left = (edge + (PIXELS - size) // 2 for edge in corner)
     square = canvas[:, top : top + size, left : left + size]
     square.lerp_(torch.tensor(colour).to(canvas)[:, None, None].expand_as(square), opacity)

@@ -1,9 +1,9 @@
 """Training any nn.Module to classify images: torchvision's networks, pretrained or not, or anybody's own.
 
-Nothing in the module is rewritten: torch.func.functional_call computes it with whatever parameters it is given,
-and torch.func.vmap computes all problems at once. Where vmap cannot (dropout, an LSTM) or is slow (a single problem;
-on the CPU larger ones, whose convolutions it groups), problems are computed one after another, each with the generator
-seeded from (problem seed, step), so that a problem's dropout doesn't depend on which others are computed with it.
+The module itself is not rewritten: torch.func.functional_call computes it with given parameters, and torch.func.vmap
+computes all problems at once. Where vmap fails (dropout, an LSTM) or is slow (a single problem; on the CPU larger ones,
+whose convolutions it groups), problems are computed one after another. The generator is then seeded from (problem seed,
+step), so that a problem's dropout does not depend on the other problems of its batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from l2l_runner.runtime import Runtime
 
 CLASSES = 10  # of each data set
 TEST_BATCH = 500  # test images computed at once, which bounds memory
-VMAP_ON_CPU = 10_000  # coordinates: beyond them one problem after another is as fast, or up to 3.5 times faster
+VMAP_ON_CPU = 10_000  # coordinates; above, one problem after another is as fast as vmap, or up to 3.5 times faster
 TARGET = "_target_"
 
 
@@ -42,23 +42,23 @@ TARGET = "_target_"
 class Module(Optimizee):
     """Cross-entropy of a module on minibatches of images.
 
-    What is optimised are the module's parameters that require gradients, tied ones once; its other parameters and
-    its buffers are constants of a problem. The module must not change its buffers while it computes.
+    The parameters that require gradients are optimised, tied ones once. The other parameters and the buffers are
+    constants of a problem; the module must not change its buffers in `forward`.
 
     Attributes:
-        model: `_target_`, the import path of a subclass of nn.Module or of a function that says it returns one, and
+        model: `_target_`, the import path of a subclass of nn.Module or of a function annotated to return one, and
             keyword arguments for it.
-        data: mnist, cifar10 or digits; images go in as [N, channels, height, width].
-        labels: those of the data set's labels 0 … 9 that there are, renumbered from 0 in this order; null for all.
-        resize: height and width to which images are brought; null leaves them as they are.
+        data: mnist, cifar10 or digits; the module reads images [N, channels, height, width].
+        labels: the data set's labels to keep, of 0 … 9, renumbered from 0 in this order; null for all.
+        resize: height and width to which images are resized; null for their own.
         mean: of each channel, subtracted from pixels in [0, 1]; null for none.
         std: of each channel, by which pixels are then divided; null for none.
-        minibatch: images a step, drawn with replacement.
-        weights: a file of a state dict, in which all problems start; relative ones are also looked for in data.root
-            and its hub/checkpoints. null: the module's own random initialisation, from the problem's seed.
-        prefix: of the names in that file, to be taken off.
-        batch_norm: batch (statistics of each batch, in evaluation too) or frozen (those that are stored).
-        test_images: on how many of the data set's test images the accuracy is read; null for all.
+        minibatch: images per step, drawn with replacement.
+        weights: a file of a state dict at which all problems start, also looked for in data.root and its
+            hub/checkpoints; null: the module's own random initialisation, from the problem's seed.
+        prefix: to be removed from the names in that file.
+        batch_norm: batch (statistics of each batch, in evaluation too) or frozen (the stored statistics).
+        test_images: number of the data set's test images for the accuracy; null for all.
     """
 
     model: dict[str, Any]
@@ -74,24 +74,24 @@ class Module(Optimizee):
     test_images: int | None = at_least(1)
 
     def __post_init__(self) -> None:
-        """Refuse labels that are no choice of classes.
+        """Refuse fewer than two labels, and equal ones.
 
         Raises:
-            ConfigError: fewer than two, or the same one twice.
+            ConfigError: there are fewer than two labels, or two are equal.
         """
         if self.labels is not None and not len(self.labels) == len(set(self.labels)) >= 2:
             raise ConfigError(f"optimizee.labels is {list(self.labels)}; expected two or more, all different, or null.")
 
     @property
     def classes(self) -> int:
-        """Number of classes that are told apart."""
+        """Number of classes."""
         return CLASSES if self.labels is None else len(self.labels)
 
     def layout(self) -> Layout:
-        """The layout of the module's trainable parameters, in the module's order.
+        """Return the layout of the module's trainable parameters, in the module's order.
 
         Raises:
-            ConfigError: `model` makes no module that classifies these images.
+            ConfigError: `model` does not make a module that classifies these images.
         """
         return Layout({name: tuple(p.shape) for name, p in self.network.trainable.items()})
 
@@ -101,22 +101,22 @@ class Module(Optimizee):
         return _ModuleProblems(self, seeds.to(runtime.device), runtime, train, test)
 
     def build(self, seed: int) -> nn.Module:
-        """The module, initialised by itself with CPU numbers that follow from `seed`.
+        """Build the module, with its own initialisation on the CPU, seeded with `seed`.
 
         Raises:
-            ConfigError: `model` doesn't make one.
+            ConfigError: `model` does not make a module.
         """
         target = self.model.get(TARGET)
         make = module_maker(target, f"optimizee.model.{TARGET}")
         with _seeded(seed, torch.device("cpu")):
             try:
                 return make(**{key: value for key, value in self.model.items() if key != TARGET})
-            except Exception as error:  # it is somebody else's code, called as the user asked
+            except Exception as error:  # the user's code may raise anything
                 raise ConfigError(f"optimizee.model could not be built: {target} says: {reason(error)}.") from error
 
     @cached_property
     def network(self) -> FunctionalModule:
-        """The module as a function, tried on images of noise."""
+        """The module as a function, checked on images of noise."""
         channels, height, width = SHAPES[self.data]
         for key, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != channels:
@@ -129,10 +129,10 @@ class Module(Optimizee):
         return network
 
     def start(self, seeds: Sequence[int], root: Path) -> Params:
-        """The parameters and constants of the problems of these seeds, [problems, *shape].
+        """Return the parameters and constants of the problems of these seeds, [problems, *shape].
 
         Raises:
-            ConfigError: the file of weights isn't there, or doesn't fit.
+            ConfigError: the file of weights is missing, or does not fit.
         """
         if self.weights is None:
             modules = [self.build(seed) for seed in seeds]
@@ -144,7 +144,7 @@ class Module(Optimizee):
         return {name: value.expand(len(seeds), *value.shape[1:]) for name, value in stacked.items()}
 
     def prepared(self, images: Images, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """The images of an index [*index.shape, channels, height, width], scaled, resized and normalised."""
+        """Return the images of an index, [*index.shape, channels, height, width], scaled, resized and normalised."""
         pixels = images.pixels(index.flatten(), dtype).view(-1, *images.shape)
         if self.resize is not None:
             pixels = F.interpolate(pixels, (self.resize, self.resize), mode="bilinear", antialias=True)
@@ -152,19 +152,19 @@ class Module(Optimizee):
             pixels = pixels - pixels.new_tensor(self.mean).view(-1, 1, 1)
         if self.std is not None:
             pixels = pixels / pixels.new_tensor(self.std).view(-1, 1, 1)
-        if pixels.device.type == "cpu":  # where layers are faster with the channels of a pixel side by side
+        if pixels.device.type == "cpu":  # layers are faster there with the channels of a pixel side by side
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pixels.view(*index.shape, *pixels.shape[1:])
 
 
 class FunctionalModule:
-    """A module as a function of the values of its parameters and buffers, which its own are never mixed with.
+    """A module as a function of the values of its parameters and buffers; its own values are never used.
 
     Attributes:
         module: the module.
         trainable: its parameters that require gradients, by name; a tied one has the first of its names.
         constants: its other parameters and its buffers.
-        vectorised: whether vmap can compute several problems at once; known once the network was tried.
+        vectorised: whether vmap can compute several problems at once, as `try_on` finds out.
     """
 
     def __init__(self, module: nn.Module, batch_norm: str):
@@ -179,7 +179,7 @@ class FunctionalModule:
 
     @property
     def values(self) -> Params:
-        """All values that a call needs, by name."""
+        """The values that a call needs, by name."""
         return {**self.trainable, **self.constants}
 
     def train(self, mode: bool) -> None:
@@ -191,32 +191,32 @@ class FunctionalModule:
                     part.eval()
 
     def __call__(self, values: Params, images: Tensor) -> Tensor:
-        """The scores [N, classes] of images [N, channels, height, width], with these values."""
+        """Return the scores [N, classes] of images [N, channels, height, width], with these values."""
         at = {place: values[name] for place, name in self._places.items()}
-        # functional_call's own tying of weights would put a shared submodule's parameters in place twice, and take
-        # them for the module's own when it restores those.
+        # functional_call's own tying of weights would swap in a shared submodule's parameters twice, and then restore
+        # the first swap in place of the module's own parameters.
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivatives
             scores: Tensor = functional_call(self.module, at, (images,), tie_weights=False)
         return scores
 
     def try_on(self, images: Tensor, classes: int) -> None:
-        """Compute some images, as one problem and as two.
+        """Compute some images, as one problem and as two, and set `vectorised`.
 
         Raises:
-            ConfigError: the module can't be computed, doesn't yield scores, or isn't a function of its parameters.
+            ConfigError: the module fails, does not return scores, or is not a function of its parameters.
         """
         for name, parameter in self.trainable.items():
             if nn.parameter.is_lazy(parameter):
-                raise ConfigError(f"optimizee.model leaves the shape of {name} open: use a module that isn't lazy.")
+                raise ConfigError(f"optimizee.model leaves the shape of {name} open: use a module that is not lazy.")
         if not self.trainable:
-            raise ConfigError("optimizee.model has no parameter that requires a gradient: nothing can be optimised.")
+            raise ConfigError("optimizee.model has no parameter that requires a gradient: use a module that has one.")
         shape = list(images.shape)
         values = {name: value.detach().clone() for name, value in self.values.items()}
         self.train(True)
         with _seeded(0, images.device), torch.no_grad():
             try:
                 scores = self(values, images)
-            except Exception as error:  # somebody else's code
+            except Exception as error:  # the user's code may raise anything
                 raise ConfigError(f"optimizee.model cannot compute images {shape}: {reason(error)}.") from error
             expected = [len(images), classes]
             if not isinstance(scores, Tensor) or list(scores.shape) != expected:
@@ -228,18 +228,18 @@ class FunctionalModule:
             for name, value in self.constants.items():
                 if not torch.equal(values[name], value):
                     raise ConfigError(
-                        f"optimizee.model changes its buffer {name} while it computes, so that a loss would depend on "
-                        "the ones before: use a layer without running statistics."
+                        f"optimizee.model changes its buffer {name} in forward, so that a loss would depend on earlier "
+                        "ones: use a layer without running statistics."
                     )
             twice = {name: torch.stack([value, value]) for name, value in values.items()}
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("error")  # vmap warns of what it can only loop over, more slowly than here
-                    for mode in (True, False):  # a layer may have a faster way of its own for evaluation
+                    warnings.simplefilter("error")  # vmap warns where it only loops, which is slower than a loop here
+                    for mode in (True, False):  # a layer may have a separate fast path for evaluation
                         self.train(mode)
                         vmap(lambda own: self(own, images))(twice)
                 self.vectorised = True
-            except Exception:  # what can be computed alone failed by vmap: randomness, or what vmap doesn't know
+            except Exception:  # it can be computed alone, but not by vmap: randomness, or an unsupported operation
                 self.vectorised = False
 
 
@@ -247,7 +247,7 @@ class _ModuleProblems(Problem):
     def __init__(self, optimizee: Module, seeds: Tensor, runtime: Runtime, train: Images, test: Images):
         self.optimizee, self.network, self.layout = optimizee, optimizee.network, optimizee.layout()
         self.seeds, self.dtype, self.train, self.test = seeds, runtime.dtype, train, test
-        self.host_seeds = seeds.cpu()  # so that drawing seeds for the generators waits for no device
+        self.host_seeds = seeds.cpu()  # seeds for the generators are drawn without waiting for the device
         self.start = {
             name: value.to(runtime.device, runtime.dtype if value.is_floating_point() else value.dtype)
             for name, value in optimizee.start(self.host_seeds.tolist(), runtime.data_root).items()
@@ -279,7 +279,7 @@ class _ModuleProblems(Problem):
         return {"accuracy": right / count}
 
     def _each(self, function: Callable[..., Tensor], params: Params, step: int, *rest: Tensor) -> Tensor:
-        """A function of a problem's values and of its row of `rest`, for every problem: [problems, …]."""
+        """Return `function` of each problem's values and of its row of each of `rest`, [problems, …]."""
         values = {**params, **self.constants}
         slow = len(self.seeds) == 1 or (self.seeds.device.type == "cpu" and self.layout.size > VMAP_ON_CPU)
         if self.network.vectorised and not slow:
@@ -295,8 +295,8 @@ class _ModuleProblems(Problem):
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators of the CPU and of `device`, and put them back at the end."""
-    # Not torch.manual_seed: it seeds every GPU, and only those named here are put back.
+    """Seed the generators of the CPU and of `device`, and restore them at the end."""
+    # Not torch.manual_seed: it seeds every GPU, but only those named here are restored.
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):
         torch.default_generator.manual_seed(seed)
@@ -307,9 +307,9 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _places(module: nn.Module) -> dict[str, str]:
-    """Each attribute that holds a parameter or buffer, by its path, with the name that `named_parameters` gives it.
+    """Return the path of each attribute that holds a parameter or buffer, with its name in `named_parameters`.
 
-    Tied weights are several attributes of one name; a shared submodule's attributes are found once.
+    Tied weights are several attributes of one name; those of a shared submodule are found once.
     """
     names: dict[int, str] = {}
     return {
@@ -321,7 +321,7 @@ def _places(module: nn.Module) -> dict[str, str]:
 
 
 def _find(file: str, root: Path) -> Path:
-    """The file of weights, where it is."""
+    """Return the path at which the file of weights exists."""
     options = places(file, root)
     for place in options:
         if place.is_file():
@@ -330,35 +330,35 @@ def _find(file: str, root: Path) -> Path:
 
 
 def _load(module: nn.Module, file: Path, prefix: str) -> None:
-    """Give the module the weights in a file, every one of them."""
+    """Load the weights in a file into the module; names and shapes must all fit."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise ConfigError(f"optimizee.weights: {file} cannot be read ({reason(error)}).") from error
     found = {name.removeprefix(prefix): value for name, value in _state_dict(content, file).items()}
     own = module.state_dict()
-    # Files from before PyTorch 0.4.1 don't count batches, and nothing here reads the count.
+    # Files from before PyTorch 0.4.1 lack the count of batches, which nothing here reads.
     counts = {name for name in own if name.endswith("num_batches_tracked")}
     for name in [*own, *found]:
         if name not in found and name not in counts:
             hint = "" if not prefix else f" (without the prefix {prefix!r})"
             raise ConfigError(
                 f"optimizee.weights: {file} has no {name}, which the module has; its first name is "
-                f"{next(iter(found))}{hint}: set optimizee.prefix or optimizee.model so that they fit."
+                f"{next(iter(found))}{hint}: set optimizee.prefix or optimizee.model to fit."
             )
         if name not in own:
-            raise ConfigError(f"optimizee.weights: {file} has {name}, which the module hasn't.")
+            raise ConfigError(f"optimizee.weights: {file} has {name}, which the module does not have.")
         if name in found and found[name].shape != own[name].shape:
             raise ConfigError(
-                f"optimizee.weights: in {file} {name} has the shape {list(found[name].shape)}; the module's has "
-                f"{list(own[name].shape)}."
+                f"optimizee.weights: in {file} {name} has the shape {list(found[name].shape)}; expected "
+                f"{list(own[name].shape)}, that of the module."
             )
     module.load_state_dict(found, strict=False)
 
 
 def _state_dict(content: object, file: Path) -> Mapping[str, Tensor]:
-    """The state dict in what a file holds: all of it, or what lies under a key such as state_dict or model."""
+    """Return the state dict in a file's content: all of it, or the value of a key such as state_dict or model."""
     for candidate in (content, *(content.values() if isinstance(content, Mapping) else ())):
         if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
             return candidate
-    raise ConfigError(f"optimizee.weights: {file} holds no state dict, which is names with their tensors.")
+    raise ConfigError(f"optimizee.weights: {file} holds no state dict; expected names with tensors.")

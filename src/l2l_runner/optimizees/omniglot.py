@@ -1,8 +1,8 @@
-"""Learning the characters of an alphabet: Omniglot as Flennerhag et al. 2019 (arXiv 1812.01054, 1909.00025) use it.
+"""Learning the characters of an alphabet: Omniglot as in Flennerhag et al. 2019 (arXiv 1812.01054, 1909.00025).
 
-A task is an alphabet: twenty of its characters are told apart, of each of which 15 drawings are to train on and 5 are
-held out. A problem is a task, a random start of the network, a random sequence of minibatches, and a random distortion
-of every image of them. Accuracy is read on the held-out drawings, each with a distortion that stays the same.
+A task is an alphabet, of which twenty characters are the classes; 15 drawings of each are for training and 5 are held
+out. A problem is a task, a random start of the network, a random sequence of minibatches, and a random distortion of
+every image in them. The accuracy is that on the held-out drawings, each with a fixed distortion.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.optimizees.data import OMNIGLOT_DRAWINGS, load_omniglot
 from l2l_runner.runtime import Runtime
 
-ALPHABETS = 46  # of the 50, those that have CLASSES characters at least
+ALPHABETS = 46  # of the 50, those with at least CLASSES characters
 CLASSES = 20
 TRAINING = 15  # drawings of each character
-TASK_BITS = 0xFF  # of a seed: they are its task's number, modulo ALPHABETS so that every seed is a problem's
+TASK_BITS = 0xFF  # of a seed: its task, modulo ALPHABETS so that every seed has one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Omniglot(Optimizee):
     """Cross-entropy of a convolutional network on minibatches of an alphabet's characters.
 
-    The alphabets, sorted by name, are put in an order that `split_seed` fixes. The first are for training, the last for
-    the test, whatever the number of the first, and those between for validation. A task is a place in that order.
+    `split_seed` fixes the order of the alphabets. The first are for training, the last for the test, and those between
+    for validation. A task is an index in that order.
 
     Attributes:
         name: omniglot.
-        pretrain_alphabets: to train on.
-        test_alphabets: for the test.
-        split_seed: of the order of the alphabets, of their characters, and of which drawings are held out.
+        pretrain_alphabets: number of alphabets for training.
+        test_alphabets: number of alphabets for the test.
+        split_seed: of the order of the alphabets, of their characters, and of the held-out drawings.
         filters: of each of the network's four convolutions.
-        minibatch: training drawings a step, drawn with replacement.
-        augment: distort every image, the held-out ones too: turned by any angle, shifted by up to .2 of its side either
-            way, and scaled by .8 to 1.2.
-        batch_norm: what normalises held-out drawings: batch, their own statistics, or train, those of the task's 300
-            training drawings (fixed distortions of them). Minibatches are always normalised by their own.
+        minibatch: training drawings per step, drawn with replacement.
+        augment: distort every image, including held-out ones: turn it by any angle, shift it by up to .2 of its side,
+            and scale it by .8 to 1.2.
+        batch_norm: statistics that normalise held-out drawings: batch, their own, or train, those of fixed distortions
+            of the task's 300 training drawings. Minibatches are always normalised by their own statistics.
         read_every: steps between readings of the accuracy in an evaluation.
     """
 
@@ -70,7 +70,7 @@ class Omniglot(Optimizee):
         """Refuse a split that leaves no alphabet for validation.
 
         Raises:
-            ConfigError: it does.
+            ConfigError: no alphabet is left.
         """
         if self.pretrain_alphabets + self.test_alphabets >= ALPHABETS:
             raise ConfigError(
@@ -88,14 +88,14 @@ class Omniglot(Optimizee):
         return Layout(shapes, sites, self.pretrain_alphabets)
 
     def network(self) -> nn.Module:
-        """The network, without storage: its parameters are given to it at each call."""
+        """Build the network, without storage: each call passes its parameters."""
         with torch.device("meta"):
             return OmniglotConvNet(self.filters, CLASSES)
 
     def seeds(self, run_seed: int, split: str, first: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """As `Optimizee.seeds`; each carries its task.
+        """Return seeds as `Optimizee.seeds` does; each also holds its task.
 
-        A split's problems go round all of its alphabets, in an order that is drawn anew for every round.
+        The problems of a split go through all of its alphabets in turn, in an order that is drawn anew for each round.
         """
         between = ALPHABETS - self.pretrain_alphabets - self.test_alphabets
         start, tasks = {
@@ -121,10 +121,10 @@ class Omniglot(Optimizee):
             )
 
     def sample(self, seeds: Tensor, runtime: Runtime) -> Problem:
-        """As `Optimizee.sample`.
+        """Return problems as `Optimizee.sample` does.
 
         Raises:
-            DataError: the data set cannot be had, or is another one.
+            DataError: the data set is missing or incomplete.
         """
         tasks = load_tasks(self.split_seed, runtime.data_root, runtime.download, runtime.device)
         return _OmniglotProblems(self, seeds.to(runtime.device), runtime.dtype, tasks)
@@ -137,7 +137,7 @@ class Tasks:
     Attributes:
         alphabets: their names.
         train: [alphabets, 300, 28, 28] (uint8), ink 255 on 0, character by character.
-        test: [alphabets, 100, 28, 28], the held-out ones, likewise.
+        test: the held-out drawings [alphabets, 100, 28, 28], likewise.
     """
 
     alphabets: tuple[str, ...]
@@ -147,16 +147,16 @@ class Tasks:
 
 @lru_cache(maxsize=8)
 def load_tasks(split_seed: int, root: Path, download: bool, device: torch.device) -> Tasks:
-    """The order of the alphabets, twenty characters of each, and their drawings, as a split seed has them.
+    """Load the alphabets in the order of a split seed, with twenty characters of each.
 
     Raises:
-        DataError: the data set cannot be had, or is another one.
+        DataError: the data set is missing or incomplete.
     """
     drawings = {name: own for name, own in sorted(load_omniglot(root, download).items()) if len(own) >= CLASSES}
     if len(drawings) != ALPHABETS:
         raise DataError(
             f"Omniglot in {root} has {len(drawings)} alphabets of {CLASSES} characters or more; expected {ALPHABETS}: "
-            "put both of its parts, images_background and images_evaluation, whole into omniglot-py there."
+            "put both of its parts, images_background and images_evaluation, into omniglot-py there."
         )
 
     names = [list(drawings)[place] for place in order_of_alphabets(split_seed)]
@@ -170,26 +170,26 @@ def load_tasks(split_seed: int, root: Path, download: bool, device: torch.device
 
 
 def order_of_alphabets(split_seed: int) -> list[int]:
-    """The places, among the sorted names of those with twenty characters, of the first to the last alphabet."""
+    """Return the order of the alphabets, as indices among the sorted names of those with twenty characters."""
     order: list[int] = _shuffled(split_seed, "alphabets", 1, ALPHABETS)[0].tolist()
     return order
 
 
 def _shuffled(split_seed: int, what: str, rows: int, count: int) -> Tensor:
-    """Orders of `count` things, [rows, count]."""
+    """Return random orders of `count` items, [rows, count]."""
     return streams.uniform(streams.seeds(split_seed, what, 0, rows), count, "order").argsort(dim=1)
 
 
 def distorted(images: Tensor, numbers: Tensor) -> Tensor:
-    """Images [N, 1, side, side] turned, scaled and shifted, as numbers [N, 4] in [0, 1) say; bilinear, on 0.
+    """Turn, scale and shift images [N, 1, side, side], bilinearly and on a background of 0.
 
-    The numbers stand for the angle (0 to 360°), the scale (.8 to 1.2), and the shifts to the right and down (−.2 to .2
-    of the side).
+    The numbers [N, 4] in [0, 1) give the angle (0 to 360°), the scale (.8 to 1.2), and the shifts to the right and down
+    (−.2 to .2 of the side).
     """
     angle, scale = 2 * math.pi * numbers[:, 0], 0.8 + 0.4 * numbers[:, 1]
-    shift = (0.8 * numbers[:, 2:] - 0.4).unsqueeze(2)  # an image reaches from −1 to 1
+    shift = (0.8 * numbers[:, 2:] - 0.4).unsqueeze(2)  # an image spans −1 to 1
     cosine, sine = torch.cos(angle) / scale, torch.sin(angle) / scale
-    # affine_grid asks where a point of the result comes from: the shift is taken back, then the turn and the scale.
+    # affine_grid maps points of the result to the input: it undoes the shift, then the turn and the scale.
     back = torch.stack([cosine, sine, -sine, cosine], dim=1).view(-1, 2, 2)
     theta = torch.cat([back, -back @ shift], dim=2).to(images.dtype)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -197,10 +197,9 @@ def distorted(images: Tensor, numbers: Tensor) -> Tensor:
 
 
 class _OmniglotProblems(Problem):
-    """Problems are computed one after another on the CPU, where vmap's grouped convolutions are slower; else by vmap.
+    """Problems computed one after another on the CPU, where vmap's grouped convolutions are slower, and else by vmap.
 
-    Either way a warp layer meets the images of one problem at a time, so that its batch norm, if it has one, knows no
-    other problem.
+    Either way a warp layer sees the images of one problem at a time, so that batch norm in it does not mix problems.
     """
 
     tasks: Tensor
@@ -223,7 +222,7 @@ class _OmniglotProblems(Problem):
         return other
 
     def init(self) -> Params:
-        """PyTorch's own distributions: uniform within 1/√fan-in; batch norm's scales are 1, its offsets 0."""
+        """Draw the start from PyTorch's distributions: uniform within 1/√fan-in; scales of batch norm 1, offsets 0."""
         start: Params = {}
         for name, shape in self.layout.shapes.items():
             layer, kind = name.rsplit(".", 1)
@@ -246,7 +245,7 @@ class _OmniglotProblems(Problem):
 
     @torch.no_grad()
     def metrics(self, params: Params) -> dict[str, Tensor]:
-        """`accuracy` and `test_loss` on the held-out drawings, whose distortions follow from the seed alone."""
+        """Return `accuracy` and `test_loss` on the held-out drawings, whose distortions follow only from the seed."""
         images, labels = self._all(self.drawings.test, "held-out distortion")
         reference = None
         if self.optimizee.batch_norm == "train":
@@ -262,22 +261,22 @@ class _OmniglotProblems(Problem):
         return {"accuracy": accuracy, "test_loss": loss}
 
     def _all(self, drawings: Tensor, purpose: str) -> tuple[Tensor, Tensor]:
-        """All drawings of each problem's alphabet [problems, drawings, 1, side, side], and their labels."""
+        """Return all drawings of each problem's alphabet, [problems, drawings, 1, side, side], and their labels."""
         count = drawings.shape[1]
         index = torch.arange(count, device=self.seeds.device).expand(len(self.seeds), count)
         return self._images(drawings, index, purpose, 0), index // (count // CLASSES)
 
     def _images(self, drawings: Tensor, index: Tensor, purpose: str, step: int) -> Tensor:
-        """Each problem's drawings [problems, N, 1, side, side] of an index [problems, N] into its alphabet's."""
+        """Return each problem's drawings, [problems, N, 1, side, side], at an index [problems, N] of its alphabet's."""
         images = drawings[self.tasks[:, None], index].flatten(0, 1).unsqueeze(1).to(self.dtype) / 255
         if self.optimizee.augment:
             numbers = streams.uniform(self.seeds, 4 * index.shape[1], purpose, step)
             images = distorted(images, numbers.view(-1, 4))
-        # With the strides of channels-last, which a single channel lacks by itself: the CPU pools 20 times as fast.
+        # Strides of channels-last, not the default for a single channel, make pooling on the CPU 20 times faster.
         return images.view(*index.shape, *images.shape[2:], 1).movedim(-1, 2)
 
     def _each(self, function: Callable[..., Tensor], params: Params, images: Tensor, labels: Tensor) -> Tensor:
-        """The function of each problem's parameters, images and labels, [problems, …]."""
+        """Return `function` of each problem's parameters, images and labels, [problems, …]."""
         if self.vectorised:
             stacked: Tensor = vmap(function)(params, images, labels)
             return stacked

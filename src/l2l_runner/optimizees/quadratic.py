@@ -17,8 +17,8 @@ from l2l_runner.runtime import Runtime
 class Quadratic(Optimizee):
     """f(θ) = ‖Wθ − y‖², with W [dim, dim] and y [dim] drawn anew for each problem.
 
-    The paper's text draws them from N(0, 1) (`gaussian`); the code released with it from U[0, 1) (`uniform`),
-    and the scale of its figure 4 is that of the code.
+    The paper's text draws them from N(0, 1) (`gaussian`). The code released with it draws them from U[0, 1)
+    (`uniform`), which also gives the scale of the paper's figure 4.
 
     Attributes:
         distribution: gaussian or uniform.

@@ -100,15 +100,15 @@ class Adaptation(LearnedRule):
         self.config, self.layout = config, layout
         if config.own and layout.tasks is None:
             raise ConfigError(
-                "optimizer.own=true keeps parameters for each task, and the problems of this optimizee belong to no "
+                "optimizer.own=true keeps parameters for each task, but the problems of this optimizee belong to no "
                 "tasks: use optimizer.own=false, or optimizee=omniglot."
             )
         check_patterns("optimizer.fresh", config.fresh, layout)
         sites = {name: site for name, site in layout.sites.items() if not site.hidden} if config.warp else {}
         if config.warp is not None and not sites:
             raise ConfigError(
-                "optimizer.warp needs an optimizee whose network takes warp layers, as optimizee=omniglot does; this "
-                "one takes none: use optimizer.warp=null."
+                "optimizer.warp needs an optimizee whose network takes warp layers, such as optimizee=omniglot, but "
+                "this one takes none: use optimizer.warp=null."
             )
         fresh = {name for name in layout.shapes if fits(name, config.fresh)}
         learned = [name for name in layout.shapes if config.learns_start and name not in fresh]
@@ -127,12 +127,12 @@ class Adaptation(LearnedRule):
             self.transforms = Transformed(rule, layout)
         if config.learns_start and not (self.start or self.heads):
             raise ConfigError(
-                f"optimizer.fresh={list(config.fresh)} leaves nothing of the start to be learned: use fewer patterns, "
-                "or optimizer.start=random with optimizer.warp."
+                f"optimizer.fresh={list(config.fresh)} leaves no part of the start to learn: use fewer patterns, or "
+                "optimizer.start=random with optimizer.warp."
             )
         if not list(self.parameters()):
             raise ConfigError(
-                "This optimizer leaves nothing to be learned: use optimizer.start=learned, or give it optimizer.warp."
+                "This optimizer has nothing to learn: use optimizer.start=learned, or give it optimizer.warp."
             )
 
     def initialise_from(self, problem: Problem) -> None:

@@ -1,7 +1,7 @@
 """Groups of parameters with an optimizer each, as the two LSTMs of Andrychowicz et al. 2016 (arXiv 1606.04474, 3.3).
 
-There one LSTM has the convolutional parameters and another the fully connected ones. Here there can be any number of
-groups, told by the names of the parameters, with learned optimizers and hand-designed ones side by side.
+In the paper one LSTM has the convolutional parameters and another the fully connected ones. Here any number of groups,
+given by the names of their parameters, can have learned and hand-designed optimizers side by side.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class GroupsConfig(LearnedConfig):
         return all(rule.coordinatewise for rule in rules if rule.learns)
 
     def assign(self, layout: Layout) -> dict[str, list[str]]:
-        """The names of each group's parameters, in the layout's order.
+        """Return the names of each group's parameters, in the layout's order.
 
         Raises:
             ConfigError: a parameter is in no group, or in several.

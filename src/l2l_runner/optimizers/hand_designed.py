@@ -15,7 +15,7 @@ from l2l_runner.optimizers.base import Optimizer, RuleConfig, State
 
 @dataclass(frozen=True, kw_only=True)
 class HandDesigned(RuleConfig, Optimizer):
-    """What all of them have; the settings are the rule.
+    """The settings that all of them share; they are also the rule.
 
     Attributes:
         held_out: whether a run of it by itself is compared with tuned baselines on held-out problems, as runs of

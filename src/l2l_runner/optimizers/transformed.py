@@ -1,6 +1,6 @@
 """SGD whose gradients pass through learned transforms: MetaSGD, meta-curvature, Kronecker factors, any module, rates.
 
-The transforms are those of `l2l_runner.optim`, a transform a tensor; they are what is meta-learned.
+Each tensor has one transform, from `l2l_runner.optim`. The transforms are meta-learned.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TransformedConfig(LearnedConfig):
 
     @abstractmethod
     def transform(self) -> Transform:
-        """What makes the transform of a tensor that no pattern names."""
+        """Return what makes the transforms of the tensors that fit no pattern."""
 
     def build(self, layout: Layout, generator: torch.Generator) -> Transformed:
         with drawn_from(generator):
@@ -200,7 +200,7 @@ class Transformed(LearnedRule):
         if key not in self.transforms:
             return grads
         transform = self.transforms[key]
-        # A single problem needs no vmap, which costs more than most transforms.
+        # A single problem does without vmap, which costs more than most transforms.
         return transform(grads[0]).unsqueeze(0) if len(grads) == 1 else vmap(transform)(grads)  # type: ignore[no-any-return]
 
     def rates(self) -> dict[str, Tensor]:
@@ -216,7 +216,7 @@ class Transformed(LearnedRule):
 
 
 class _Residual(nn.Module):
-    """x + module(x), with a module that starts as zero: its last parameters are."""
+    """x + module(x), the identity at the start: the module's last parameters start at zero."""
 
     def __init__(self, module: nn.Module):
         super().__init__()

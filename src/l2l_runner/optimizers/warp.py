@@ -1,6 +1,6 @@
 """Warp layers: shared layers between those that a task adapts (Flennerhag et al. 2019, WarpGrad, arXiv 1909.00025).
 
-They stay as they are while a task is learned, and precondition its gradients.
+They are constant while a task is learned, and precondition its gradients.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class WarpConfig:
     batch_norm: bool
 
     def build(self, site: Site) -> nn.Module:
-        """The layers, which pass on what comes in as it is at the start, where it isn't negative or normalised."""
+        """Build the layers; at the start they are the identity, up to the ReLUs between them and to batch norm."""
         parts: list[nn.Module] = []
         for layer in range(self.layers):
             parts += [nn.ReLU()] if layer else []
@@ -58,7 +58,7 @@ class Residual(nn.Sequential):
 
 
 def _linear(site: Site) -> nn.Module:
-    """A linear map of a site's channels to as many: at the start the identity."""
+    """Return a linear map from a site's channels to as many, the identity at the start."""
     if site.dims == 2:
         conv = nn.Conv2d(site.channels, site.channels, 3, padding=1)
         nn.init.dirac_(conv.weight)

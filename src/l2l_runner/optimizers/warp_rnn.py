@@ -1,7 +1,7 @@
 """The Warp-RNN of WarpGrad (Flennerhag et al. 2020, arXiv 1909.00025).
 
-A recurrent cell adapts to a task by Adam; an LSTM that the adaptation leaves alone gates it. What is meta-learned is
-that LSTM, by the gradients of the very losses that the cell adapts by.
+A recurrent cell adapts to a task by Adam. It is gated by an LSTM that is constant during the adaptation; this LSTM is
+meta-learned, by the gradients of the same losses that the cell adapts by.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class WarpRNNConfig(LearnedConfig):
 
 
 class Gates(nn.Module):
-    """What gates a cell h' = tanh(c ⊙ W(a ⊙ x) + d ⊙ U(b ⊙ h) + e ⊙ bias): (a, b, c, d, e) = 1 + P tanh(Q m).
+    """The gates of a cell h' = tanh(c ⊙ W(a ⊙ x) + d ⊙ U(b ⊙ h) + e ⊙ bias): (a, b, c, d, e) = 1 + P tanh(Q m).
 
-    m is the hidden state of an LSTM that reads (x, h). P starts at zero: the cell starts as if it weren't gated. For a
-    cell 17 → 100 and an LSTM of 100 units, W, U and bias have 11,800 parameters and the gates 139,300: 87,600 in the
-    LSTM, 10,000 in Q [100, 100] and 41,700 in P [417, 100].
+    m is the hidden state of an LSTM that reads (x, h). P starts at zero, so that the gates start at one. For a cell
+    17 → 100 and an LSTM of 100 units, W, U and bias have 11,800 parameters and the gates 139,300: 87,600 in the LSTM,
+    10,000 in Q [100, 100] and 41,700 in P [417, 100].
     """
 
     def __init__(self, site: Site, hidden: int):
@@ -70,16 +70,16 @@ class Gates(nn.Module):
 
     @property
     def open(self) -> bool:
-        """Whether they are all one, whatever comes in."""
+        """Whether all gates are one, for any input."""
         return not self.project.weight.any()
 
     def forward(self, x: Tensor, hidden: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
-        """The factors [rows, channels + 4 · hidden] of x, h, both products and the bias, and the next memory.
+        """Return the factors [rows, channels + 4 · hidden] of x, h, both products and the bias, and the next memory.
 
         Args:
             x: [rows, channels].
-            hidden: [rows, hidden], the gated cell's.
-            memory: the LSTM's; None before the first step.
+            hidden: [rows, hidden], of the gated cell.
+            memory: of the LSTM; None before the first step.
         """
         memory = self.lstm(torch.cat((x, hidden), dim=-1), memory)
         return 1 + self.project(torch.tanh(self.squash(memory[0]))), memory
@@ -101,7 +101,7 @@ class WarpRNN(LearnedRule):
         self.gates = nn.ModuleDict({name: Gates(site, config.hidden) for name, site in cells.items()})
 
     def adapt(self, problem: Problem) -> Problem:
-        """The problems with gated cells; as they are where the gates are open and stay so: that costs less."""
+        """Return the problems with gated cells; unchanged, which costs less, while all gates are constantly one."""
         gates: Sequence[Gates] = list(self.gates.values())  # type: ignore[arg-type]
         idle = not any(p.requires_grad for p in self.parameters()) and all(gate.open for gate in gates)
         return problem if idle else problem.warped(dict(self.gates.items()))
@@ -110,7 +110,7 @@ class WarpRNN(LearnedRule):
         if any(layout.sites.get(name) != site for name, site in self.cells.items()):
             expected = ", ".join(f"{name} {site.channels} → {site.hidden}" for name, site in self.cells.items())
             raise ConfigError(
-                f"This optimizer gates the recurrent cells {expected}, and the optimizee has others: evaluate it on "
+                f"This optimizer gates the recurrent cells {expected}, but the optimizee has others: evaluate it on "
                 "the optimizee that it was trained on."
             )
         return self
