@@ -312,7 +312,7 @@ WITHOUT_DATA = [
     (["optimizee.content=empty"], ["holds no images", "PNG or JPEG"]),
     (["optimizee.content=words"], ["words holds no images", "PNG or JPEG"]),
     (["optimizee.content=broken"], ["a.png cannot be read as an image"]),
-    (["optimizee.content=single"], ["optimizee.part=train leaves nothing", "optimizee.part=all"]),
+    (["optimizee.content=single"], ["optimizee.part=train is empty", "optimizee.part=all"]),
     (["optimizee.style=nowhere.png"], ["optimizee.style is 'nowhere.png'", "an image"]),
     (["optimizee.style=words/readme.txt"], ["readme.txt cannot be read as an image"]),
     (["optimizee.weights=nowhere.pth"], ["there is no nowhere.pth", "hub/checkpoints", "optimizee.weights=null"]),
