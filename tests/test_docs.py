@@ -25,7 +25,7 @@ from l2l_runner.launch.overrides import allow_new_keys, conf_folder
 from l2l_runner.meta import METAS, TBPTT
 from l2l_runner.meta.base import loss_weights
 from l2l_runner.optimizees import OPTIMIZEES
-from l2l_runner.optimizers import HAND_DESIGNED, LEARNED, RULES
+from l2l_runner.optimizers import HAND_DESIGNED, LEARNED
 from l2l_runner.pages.reproduction.settings import parse_reproduce
 from l2l_runner.runs.checkpoint import load
 from l2l_runner.weights import pretrained
@@ -54,7 +54,7 @@ needs_codespell = pytest.mark.skipif(
 @pytest.fixture
 def registries() -> Iterator[None]:
     """Unregister after the test what the pages' code registered."""
-    known: list[dict[str, Any]] = [OPTIMIZEES, HAND_DESIGNED, LEARNED, METAS, RULES]
+    known: list[dict[str, Any]] = [OPTIMIZEES, HAND_DESIGNED, LEARNED, METAS]
     before = [dict(registry) for registry in known]
     yield
     for registry, was in zip(known, before, strict=True):

@@ -39,8 +39,7 @@ LEARNED: dict[str, type[LearnedConfig]] = {
     "warp_rnn": WarpRNNConfig,
 }
 
-RULES.update(HAND_DESIGNED)
-RULES.update(LEARNED)
+RULES.maps = [HAND_DESIGNED, LEARNED]  # type: ignore[list-item] # read as a whole, and written table by table
 
 __all__ = [
     "HAND_DESIGNED",

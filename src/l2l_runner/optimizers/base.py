@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -109,8 +110,8 @@ class LearnedConfig(RuleConfig):
     def build(self, layout: Layout, generator: torch.Generator) -> LearnedRule: ...
 
 
-RULES: dict[str, type[RuleConfig]] = {}
-"""The settings of all rules by their names; `optimizers/__init__.py` fills it."""
+RULES: ChainMap[str, type[RuleConfig]] = ChainMap()
+"""The settings of all rules by their names: the two tables of `optimizers/__init__.py`, joined there."""
 
 
 class Part(NamedTuple):
