@@ -82,7 +82,18 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
     text = path.read_text()
     lines = re.match(r"(#.*\n)*", text)[0].splitlines()  # type: ignore[index] # it matches any text
     comment = " ".join(line.lstrip("# ") for line in lines if line != "# @package _global_")
-    return _prose(comment), yaml.safe_load(text)
+    return _prose(comment), values_of(path)
+
+
+def values_of(path: Path) -> dict[str, Any]:
+    """Return the values of a file of conf/, on top of those of the files that it shares keys with."""
+    own = yaml.safe_load(path.read_text())
+    merged: dict[str, Any] = {}
+    for base in own.pop("defaults", []):
+        if isinstance(base, str) and base.endswith("@_here_"):
+            name = base.removesuffix("@_here_")
+            merged |= values_of((CONF if name.startswith("/") else path.parent) / f"{name.lstrip('/')}.yaml")
+    return merged | own
 
 
 def table(cls: type, values: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -65,14 +65,27 @@ def parse_optimizer(node: Any) -> Any:
     return parse_one_of(RULES, node, "optimizer")
 
 
+def yaml_file(path: Path) -> dict[str, Any]:
+    """Read a file of conf/ on top of the files that it shares keys with."""
+    content = OmegaConf.load(path)
+    assert isinstance(content, DictConfig)
+    bases = [base.removesuffix("@_here_") for base in content.pop("defaults", []) if isinstance(base, str)]
+    files = [
+        (CONF if base.startswith("/") else path.parent) / f"{base.strip('/')}.yaml"
+        for base in bases
+        if base != "_self_"
+    ]
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged |= yaml_file(file)
+    own = OmegaConf.to_container(content, resolve=True)
+    assert isinstance(own, dict)
+    return merged | {str(key): value for key, value in own.items()}
+
+
 def yaml_group(name: str) -> dict[str, dict[str, Any]]:
-    """All files of a group of conf/, by their stems."""
-    group: dict[str, dict[str, Any]] = {}
-    for path in sorted((CONF / name).glob("*.yaml")):
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-        assert isinstance(content, dict)
-        group[path.stem] = {str(key): value for key, value in content.items() if key != "defaults"}
-    return group
+    """Read all choices of a group of conf/, by name."""
+    return {path.stem: yaml_file(path) for path in sorted((CONF / name).glob("*.yaml"))}
 
 
 OPTIMIZEE_FILES = yaml_group("optimizee")

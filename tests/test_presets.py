@@ -14,7 +14,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from l2l_runner.schema import METAS, Meta, UnrolledMeta
+from l2l_runner.meta import METAS
+from l2l_runner.meta.base import MetaTrainingConfig, UnrolledMetaConfig
 from problems import NEEDS, OPTIMIZEE_FILES, given, needs_cifar, needs_mnist
 from running import ROOT, assert_one_sentence, evaluate, last, read_json, records, train
 
@@ -25,7 +26,7 @@ FEW = ["optimizee.batch=2", "optimizee.validation_problems=2", "optimizee.test_p
 FEWER = ["optimizee.minibatch=4", "optimizee.test_images=4"]  # for networks that take their time
 CPU = ["device=cpu", "device.threads=1"]
 CRUDE = ["evaluation.tune.per_decade=1", "evaluation.tune.refinements=0", "evaluation.tune.low=0.01"]
-ESTIMATORS = [name for name, settings in METAS.items() if issubclass(settings, Meta)]
+ESTIMATORS = [name for name, settings in METAS.items() if issubclass(settings, MetaTrainingConfig)]
 ONCE = ["meta.runs=1", "meta.read_every=2", "unroll.steps=4"]  # where trajectories are run, not meta-trained on
 
 
@@ -136,7 +137,7 @@ def test_every_device_that_is_everywhere_runs(tmp_path: Path, name: str) -> None
         ("tbptt", ["meta.imitation=1", "meta.second_order=true", "meta.expert_lr=1"]),
         ("pes", ["meta.pairs=2", "meta.sigma=0.1", "meta.weights=final"]),
         *itertools.product(
-            [name for name, settings in METAS.items() if issubclass(settings, UnrolledMeta)],
+            [name for name, settings in METAS.items() if issubclass(settings, UnrolledMetaConfig)],
             [
                 ["meta.weights=linear"],
                 ["meta.scaling=3", "meta.curriculum=[2]", "meta.advance=1"],
@@ -224,3 +225,4 @@ def test_help_is_quick_because_it_imports_no_torch(module: str) -> None:
     choices = f"optimizee: {', '.join(OPTIMIZEE_FILES)}"
     for words in (f"python -m l2l_runner.{module}", choices, "experiment:"):
         assert words in ended.stdout
+    assert not re.search(r"\b_(meta|adaptation|launch)", ended.stdout), "files that only share keys are no choices"

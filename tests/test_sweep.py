@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from l2l_runner.plots import plotting
-from l2l_runner.training import meta_training as trainer
+from l2l_runner.runs.results import RunResult
+from l2l_runner.training.hand_designed import HandDesignedRun
 from running import (
     EVAL,
     QUADRATIC,
@@ -155,14 +155,14 @@ def test_a_sweep_of_which_every_job_fails_says_so(tmp_path: Path) -> None:
 
 
 def test_a_bug_in_one_job_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = trainer.run_hand_designed
+    finish = HandDesignedRun.finish
 
-    def buggy(config: Any, optimizer: Any, *arguments: Any) -> Any:
-        if optimizer.lr == 0.01:
+    def buggy(run: HandDesignedRun) -> RunResult:
+        if run.rule.lr == 0.01:
             raise ZeroDivisionError("a bug")
-        return honest(config, optimizer, *arguments)
+        return finish(run)
 
-    monkeypatch.setattr(trainer, "run_hand_designed", buggy)
+    monkeypatch.setattr(HandDesignedRun, "finish", buggy)
     folder = tmp_path / "sweep"
     ended = sweep(folder, *QUADRATIC, "optimizer=sgd", "optimizer.lr=0.001,0.01,0.1")
     assert ended.code == 1

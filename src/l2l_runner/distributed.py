@@ -1,8 +1,8 @@
-"""One meta-training in several processes, which torchrun starts: what each does, and what they tell one another.
+"""One meta-training in several processes that torchrun starts: their roles and their communication.
 
-The first process composes the configuration, owns the run's folder, and alone writes, logs and draws; the others do its
-job along with it, on problems of their own. Until `joined` there is one process, for which nothing here does anything.
-Tensors on a GPU go by NCCL, all else by gloo.
+The first process (rank 0) composes the configuration, owns the run's folder, and alone writes, logs and draws. The
+others run its job along with it, on problems of their own. Outside of `joined` there is one process, for which nothing
+here communicates. Tensors on a GPU travel by NCCL, everything else by gloo.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from l2l_runner.stopping import interrupted
 
 T = TypeVar("T")
 
-_store: dist.distributed_c10d.Store | None = None  # outlives any process but torchrun's own
-_leaving = False  # contact is lost, and this process ends by itself
-_told = False  # the others have their job
+_store: dist.distributed_c10d.Store | None = None  # outlives every process but that of torchrun
+_leaving = False  # contact is lost, and this process is about to exit
+_told = False  # the others have received their job
 
 JobMessage = tuple[dict[str, Any], Path]
 """A composed configuration, and the run's folder."""
@@ -35,7 +35,7 @@ JobMessage = tuple[dict[str, Any], Path]
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of, as torchrun sets them."""
+    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe, as torchrun sets them."""
     global _store, _told, _leaving
     _told = _leaving = False
     _store, own, size = next(rendezvous("env://"))
@@ -47,7 +47,7 @@ def joined() -> Iterator[None]:
         yield
         failed = False
     finally:
-        # After an error NCCL might wait for others, who wait for this one elsewhere.
+        # After an error NCCL might wait for other processes that wait for this one elsewhere.
         if not (failed and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
             dist.destroy_process_group()
         signal.signal(signal.SIGTERM, before)
@@ -55,74 +55,74 @@ def joined() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM outside of a training, which torchrun also sends as soon as another process has died."""
+    """Exit on SIGTERM outside of a training; torchrun also sends it as soon as another process has died."""
     if not _leaving:
         raise SystemExit(128 + number)
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return 1 if _store is None else dist.get_world_size()
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return 0 if _store is None else dist.get_rank()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Tell whether this is rank 0, the process that writes."""
     return rank() == 0
 
 
 def broadcast_job(job: JobMessage | None) -> None:
-    """Give the others the first process's job."""
+    """Send the job of the first process to the others."""
     global _told
     run_on_first(lambda: job)
     _told = True
 
 
 def receive_job() -> JobMessage | None:
-    """The first process's job; None where it has none, after --help or an error."""
+    """Receive the job of the first process; None if it has none, as after --help or an error."""
     return run_on_first(lambda: None)
 
 
 def release_waiting() -> None:
-    """Let the others go that still wait for a job."""
+    """Release the processes that still wait for a job."""
     if not _told:
         with suppress(ProcessLost):
             broadcast_job(None)
 
 
 def bar_disabled() -> bool | None:
-    """What a progress bar's `disable` is to be: None, which shows it on terminals, in the first process."""
+    """Return tqdm's `disable`: None (show the bar on terminals) in the first process, else True."""
     return None if is_first() else True
 
 
 def shard(items: int) -> slice:
-    """Those of so many items that are this process's; shares differ by one at most."""
+    """Slice this process's share out of so many items; the sizes of the shares differ by one at most."""
     return slice(items * rank() // world_size(), items * (rank() + 1) // world_size())
 
 
 def use_device(device: torch.device) -> None:
-    """Compute on `device`, of which each process of a machine takes its own where that is a GPU.
+    """Select this process's GPU, one per process of a machine, if `device` is a GPU.
 
     Raises:
         ConfigError: there are fewer GPUs than processes.
     """
     if world_size() == 1 or device.type != "cuda":
         return
-    place, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if place >= gpus:
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= gpus:
         raise ConfigError(
-            f"Each process takes a GPU of its own, but there are {gpus} on this machine and more processes: use "
+            f"Each process needs its own GPU, but this machine has more processes than its {gpus} GPUs: use "
             f"--nproc-per-node={gpus}, or device=cpu."
         )
-    torch.cuda.set_device(place)
+    torch.cuda.set_device(local_rank)
 
 
 def all_reduce(tensors: Sequence[Tensor], weight: float) -> list[Tensor]:
-    """Σ over processes of weight × each tensor, in one message; the tensors as they are, of one process."""
+    """Sum weight × tensor over processes, for each tensor, in one message; a single process returns them unchanged."""
     if world_size() == 1:
         return list(tensors)
     message = torch.cat([tensor.reshape(-1) for tensor in tensors]) * weight
@@ -133,7 +133,7 @@ def all_reduce(tensors: Sequence[Tensor], weight: float) -> list[Tensor]:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """The tensors of all processes, [processes, *shape]."""
+    """Return the tensors of all processes, [processes, *shape]."""
     if world_size() == 1:
         return tensor.unsqueeze(0)
     found = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -143,12 +143,12 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """The first process's tensor, of the same shape in all of them."""
+    """Return the tensor of the first process; its shape is the same in all processes."""
     return all_gather(tensor)[0]
 
 
 def all_gather_objects(value: T) -> list[T]:
-    """The values of all processes, of any kind, in order."""
+    """Return the values (any picklable objects) of all processes, in the order of their ranks."""
     if world_size() == 1:
         return [value]
     found: list[T] = [value] * world_size()
@@ -158,7 +158,7 @@ def all_gather_objects(value: T) -> list[T]:
 
 
 def run_on_first(make: Callable[[], T]) -> T:
-    """What the first process makes, for all of them; so is a `UserError` that it raises."""
+    """Call `make` in the first process only; return its result, or raise its `UserError`, in all processes."""
     if world_size() == 1:
         return make()
     told: list[T | UserError | None] = [None]
@@ -175,22 +175,22 @@ def run_on_first(make: Callable[[], T]) -> T:
 
 
 def max_over_ranks(number: int) -> int:
-    """The largest of the processes' numbers."""
+    """Return the maximum of a number over processes."""
     return int(all_gather(torch.tensor(number)).max())
 
 
 def sum_over_ranks(number: int) -> int:
-    """The sum of the processes' numbers."""
+    """Return the sum of a number over processes."""
     return int(all_gather(torch.tensor(number)).sum())
 
 
 def claim_error_report() -> bool:
-    """Whether nobody has said yet what went wrong: one error ends all processes, and is said once."""
+    """Claim the report of an error; True in one process only, because one error ends them all."""
     return _store is None or _store.add("errors", 1) == 1
 
 
 def command() -> str:
-    """The command that starts as many processes as there are, up to its first setting."""
+    """Return the command that starts this many processes, up to its first override."""
     if world_size() == 1:
         return "python -m l2l_runner.train"
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
@@ -200,7 +200,7 @@ def command() -> str:
 
 @contextmanager
 def resume_hint(with_setting: str) -> Iterator[None]:
-    """Let a `ProcessLost` say how to go on with the run, by which setting."""
+    """Add the command that resumes the run, with this override, to a `ProcessLost`."""
     try:
         yield
     except ProcessLost as error:
@@ -216,7 +216,7 @@ def _contact() -> Iterator[None]:
         raise
     except RuntimeError as error:
         _leaving = True
-        if interrupted():  # so are the others
+        if interrupted():  # and so were the others
             raise KeyboardInterrupt from error
         raise ProcessLost(
             f"Process {rank()} of {world_size()} lost contact with another one, which was stopped or has died "

@@ -1,27 +1,27 @@
-"""Errors that are the user's to mend: one sentence that says what was wrong, what was expected and how to mend it.
+"""Errors that users can fix: one sentence that says what was wrong, what was expected and how to fix it.
 
-Everything else that is raised is a bug, and keeps its traceback.
+Every other exception is a bug and keeps its traceback.
 """
 
 
 class UserError(Exception):
-    """Base of all errors that the command line prints as one sentence and answers with their exit code."""
+    """Base of the errors that the command line prints as one sentence before it exits with their exit code."""
 
     exit_code = 1
 
 
 class ConfigError(UserError):
-    """A key, a value or a combination of choices that makes no sense."""
+    """An invalid key, value or combination of choices."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or does not fit."""
+    """A missing or damaged checkpoint, or one that does not fit."""
 
 
 class DataError(UserError):
-    """A data set that is not there and cannot be fetched."""
+    """A data set that is missing and cannot be downloaded."""
 
-    exit_code = 3  # so that a script can go on with what needs no data
+    exit_code = 3  # so that a script can continue with what needs no data
 
 
 class StorageError(UserError):
@@ -29,14 +29,14 @@ class StorageError(UserError):
 
 
 class FolderTaken(StorageError):
-    """A folder that belongs to another run, in which nothing may be changed."""
+    """A folder that belongs to another run, which must stay as it is."""
 
 
 class ProcessLost(UserError):
-    """Another process of the same training is gone."""
+    """Another process of the same training has died."""
 
 
 def reason(error: BaseException) -> str:
-    """The first line of another package's error, without its full stop: to be put into a sentence."""
+    """Return the first line of another package's error, without its full stop, for use within a sentence."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".:") if lines else type(error).__name__

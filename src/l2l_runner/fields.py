@@ -34,48 +34,48 @@ def _ruled(words: str, holds: Callable[[Any], bool]) -> Any:
 
 
 def at_least(low: float) -> Any:
-    """A field whose value (or whose every element) is ≥ low."""
+    """Declare a field whose value (or every element of it) is ≥ low."""
     return _ruled(f"≥ {low:g}", lambda value: value >= low)
 
 
 def above(low: float) -> Any:
-    """A field whose value is > low."""
+    """Declare a field whose value is > low."""
     return _ruled(f"> {low:g}", lambda value: value > low)
 
 
 def between(low: float, high: float) -> Any:
-    """A field with low ≤ value < high."""
+    """Declare a field with low ≤ value < high."""
     return _ruled(f"≥ {low:g} and < {high:g}", lambda value: low <= value < high)
 
 
 def within(low: float, high: float) -> Any:
-    """A field with low ≤ value ≤ high."""
+    """Declare a field with low ≤ value ≤ high."""
     return _ruled(f"≥ {low:g} and ≤ {high:g}", lambda value: low <= value <= high)
 
 
 def choice(*options: str) -> Any:
-    """A field that takes one of the named options."""
+    """Declare a field that takes one of the named options."""
     return _ruled(f"one of {', '.join(options)}", lambda value: value in options)
 
 
 def path() -> Any:
-    """A field that takes a path, which an empty word is not."""
+    """Declare a field that takes a path, which cannot be empty."""
     return _ruled("a path", lambda value: value != "")
 
 
 def filled() -> Any:
-    """A field that takes any word but the empty one."""
+    """Declare a field that takes any non-empty word."""
     return _ruled("a word that isn't empty", lambda value: value != "")
 
 
 def named(*names: str) -> Any:
-    """A field that holds the name by which a table offers its class; the first of several is the default in Python."""
+    """Declare the field that holds the name of its class in a table; the first of several is the default in Python."""
     rule = Rule(f"one of {', '.join(names)}", lambda value: value in names)
     return field(default=names[0], metadata={"rule": rule})
 
 
 def one_of(table: Mapping[str, type[Any]]) -> Any:
-    """A field of settings whose class is the one that `table` has under their `name`; likewise each value of a dict.
+    """Declare a field of settings whose class `table` lists under their `name`; in a dict, each value is such a field.
 
     The table is read when settings are parsed, so it may be filled after the field was declared.
     """

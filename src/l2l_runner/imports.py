@@ -1,4 +1,4 @@
-"""Modules by the import paths that a configuration names."""
+"""PyTorch modules by import path, as a configuration names them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from l2l_runner.errors import ConfigError, reason
 
 
 def module_maker(target: object, key: str) -> Callable[..., nn.Module]:
-    """The class or function at an import path, which makes modules.
+    """Return the class or function at an import path, which must make modules.
 
-    Checkpoints hold import paths too; so only what is known to make modules is ever called.
+    Checkpoints hold import paths too, so nothing else may ever be called.
 
     Args:
         target: the path.
-        key: of the configuration, for the complaint.
+        key: of the configuration, for the error message.
 
     Raises:
-        ConfigError: there is nothing, or something else.
+        ConfigError: there is nothing at the path, or something that makes no modules.
     """
     expected = "expected the import path of an nn.Module, such as torchvision.models.resnet18"
     if not isinstance(target, str):

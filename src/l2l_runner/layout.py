@@ -14,17 +14,17 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Columns:
-    """Some of the coordinates, as runs of neighbours, in order."""
+    """A subset of the coordinates, as contiguous slices in order."""
 
     runs: tuple[slice, ...]
 
     def take(self, rows: Tensor) -> Tensor:
-        """Theirs [..., columns] of a tensor [..., coordinates]; of a single run a view."""
+        """Select [..., columns] from a tensor [..., coordinates]; a view if there is a single slice."""
         parts = [rows[..., run] for run in self.runs]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def put(self, columns: Tensor, rows: Tensor) -> None:
-        """Write [..., columns] to their places in [..., coordinates]."""
+        """Write [..., columns] into a tensor [..., coordinates]."""
         sizes = [run.stop - run.start for run in self.runs]
         for run, part in zip(self.runs, torch.split(columns, sizes, dim=-1), strict=True):
             rows[..., run] = part
@@ -68,11 +68,11 @@ class Layout:
         return sum(prod(shape) for shape in self.shapes.values())
 
     def only(self, names: Collection[str]) -> Layout:
-        """The layout of some of the tensors."""
+        """Return the layout of a subset of the tensors."""
         return Layout({name: shape for name, shape in self.shapes.items() if name in names})
 
     def columns(self, names: Collection[str]) -> Columns:
-        """Where the coordinates of some of the tensors lie."""
+        """Return the columns of the coordinates of a subset of the tensors."""
         runs: list[slice] = []
         begin = 0
         for name, shape in self.shapes.items():
@@ -84,11 +84,11 @@ class Layout:
         return Columns(tuple(runs))
 
     def flatten(self, params: Params) -> Tensor:
-        """Named tensors [problems, *shape] as one tensor [problems, coordinates]."""
+        """Concatenate named tensors [problems, *shape] to one tensor [problems, coordinates]."""
         return torch.cat([params[name].reshape(-1, prod(shape)) for name, shape in self.shapes.items()], dim=1)
 
     def views(self, flat: Tensor) -> Params:
-        """A flat tensor [problems, coordinates] as named views [problems, *shape]."""
+        """Split a flat tensor [problems, coordinates] into named views [problems, *shape]."""
         parts = torch.split(flat, [prod(shape) for shape in self.shapes.values()], dim=1)
         return {
             name: part.reshape(len(flat), *shape)

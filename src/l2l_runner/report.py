@@ -1,6 +1,6 @@
 """python -m l2l_runner.report DIR…: one page of any set of runs and sweeps.
 
-It composes no configuration and takes any number of folders, so it is an ordinary command, not one of Hydra's.
+It takes any number of folders and composes no configuration, so it is an ordinary command without Hydra.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from l2l_runner.errors import ConfigError, StorageError, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence."""
+    """An argument parser that reports errors in one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message[:1].upper()}{message[1:]}; --help shows what there is.")
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}; --help lists the arguments.")
 
 
 def report(folders: Sequence[Path], out: Path) -> str:
-    """Write the page of all runs in `folders` into `out`; what there is to say of it.
+    """Write the page of all runs in `folders` into `out`; return the messages for the user.
 
     Raises:
         StorageError: a folder holds no run, or the page cannot be written.
@@ -45,14 +45,18 @@ def report(folders: Sequence[Path], out: Path) -> str:
 
 
 def main() -> None:
-    """The console script l2l-report."""
+    """Run the console script l2l-report."""
     parser = Parser(
         prog="python -m l2l_runner.report",
-        description="One self-contained HTML page, and the same in Markdown, of any set of runs and sweeps.",
+        description="Report any set of runs and sweeps on one self-contained HTML page, and in Markdown.",
     )
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="of a run or a sweep, or that holds some")
+    parser.add_argument(
+        "folders", metavar="DIR", nargs="+", type=Path, help="folder of a run, of a sweep, or of several"
+    )
     default = Path("outputs") / "report"
-    parser.add_argument("--out", metavar="FOLDER", type=Path, default=default, help=f"for the page; {default}")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=Path, default=default, help=f"folder for the page (default: {default})"
+    )
     try:
         arguments = parser.parse_args()
         print(report(arguments.folders, arguments.out))

@@ -20,7 +20,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a problem needs to know of the machine."""
+    """What a problem needs to know about the machine."""
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
@@ -29,21 +29,21 @@ class Runtime:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` stands for on this machine.
+    """Return the device that `auto`, `cpu` or `cuda` stands for on this machine.
 
     Raises:
-        ConfigError: cuda was asked for by name and there is none.
+        ConfigError: the name is cuda, and this machine has no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "device=cuda was asked for, but PyTorch sees no CUDA GPU on this machine: use device=cpu or device=auto, "
-            "or install a CUDA build of PyTorch and a driver that fits it."
+            "device=cuda needs a GPU, but PyTorch finds none on this machine: use device=cpu or device=auto, or "
+            "install a CUDA build of PyTorch and a matching driver."
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def runtime_of(device: str, dtype: str, data_root: str, download: bool) -> Runtime:
-    """The runtime that these settings name.
+    """Return the runtime that these settings describe.
 
     Raises:
         ConfigError: as `pick_device`.
@@ -54,10 +54,10 @@ def runtime_of(device: str, dtype: str, data_root: str, download: bool) -> Runti
 
 @contextmanager
 def machine_settings(threads: int | None) -> Iterator[None]:
-    """Set the number of threads and flush denormal numbers to zero, and put both back at the end.
+    """Set the number of threads and flush denormal numbers to zero, and restore both at the end.
 
-    Gradients that vanish (the weights of dead pixels, say) become denormal numbers in the optimizer's state,
-    on which a CPU computes several times more slowly; nothing that is learned depends on them.
+    Vanishing gradients, such as those of the weights of dead pixels, become denormal numbers in the optimizer's state.
+    A CPU computes with these several times more slowly, and nothing that is learned depends on them.
     """
     _keep_freed_memory()
     before = torch.get_num_threads()
@@ -72,7 +72,7 @@ def machine_settings(threads: int | None) -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc's allocator to reuse freed memory, where it is the allocator.
+    """Make glibc's allocator, if it is in use, keep freed memory for reuse.
 
     By default it returns tensors of over 128 kB to the system at once, and each new one costs page faults: a third of
     the time of a meta-step on the MNIST MLP.
@@ -84,7 +84,7 @@ def _keep_freed_memory() -> None:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the name of the processor, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -93,6 +93,6 @@ def processor() -> str:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """What a reader needs to know of the machine to judge how long something took."""
+    """Describe the machine, so that readers can judge timings."""
     parts = {"processor": f"{os.cpu_count()} cores of {processor()}", "pytorch": f"PyTorch {torch.__version__}"}
     return ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}) | parts

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM, heard at points where nothing is half done.
+"""Ctrl-C and SIGTERM, handled at points where nothing is half done.
 
-Python raises KeyboardInterrupt wherever it happens to be, be it inside a progress bar that holds its lock: the next one
-to use the bar would wait for ever.
+Python raises KeyboardInterrupt at any point, even inside a progress bar that holds its lock. Whoever used the bar next
+would deadlock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Stopped(Exception):
     """The run was asked to stop (Ctrl-C or SIGTERM) and has saved its state."""
 
     def __init__(self, message: str, exit_code: int):
-        super().__init__(message, exit_code)  # both, so that another process can send it to this one
+        super().__init__(message, exit_code)  # both, so that it can be unpickled in another process
         self.exit_code = exit_code
 
     def __str__(self) -> str:
@@ -32,12 +32,12 @@ class Stopped(Exception):
 
 @contextmanager
 def stop_requests(tell: Callable[[], object] | None = None) -> Iterator[list[int]]:
-    """A list that receives the number of a SIGINT or SIGTERM; a second one interrupts at once.
+    """Collect the numbers of SIGINT and SIGTERM signals in a list; a second signal interrupts at once.
 
-    Within another one, as a job is within its sweep, it is that one's list.
+    A nested context, such as a job's within its sweep, shares the list of the outer one.
 
     Args:
-        tell: what else to do at a signal.
+        tell: called at the first signal.
     """
     global _listening
     if _listening:
@@ -66,13 +66,13 @@ def stop_requests(tell: Callable[[], object] | None = None) -> Iterator[list[int
 
 
 def interrupted() -> bool:
-    """Whether Ctrl-C was pressed."""
+    """Tell whether Ctrl-C was pressed."""
     return signal.SIGINT in _received
 
 
 @contextmanager
 def relayed(request: Path) -> Iterator[None]:
-    """Take a file that appears for a SIGINT: it reaches processes on other machines, which signals don't."""
+    """Treat the appearance of a file as a SIGINT: unlike signals, it reaches processes on other machines."""
     over = threading.Event()
 
     def watch() -> None:
@@ -90,7 +90,7 @@ def relayed(request: Path) -> Iterator[None]:
 
 
 def raise_if_stopped() -> None:
-    """A point at which work that is lost anyway can be given up.
+    """Abandon work that would be lost anyway, if a stop was requested.
 
     Raises:
         KeyboardInterrupt: a stop was requested.

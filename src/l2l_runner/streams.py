@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def _signed(value: int) -> int:
-    """The integer modulo 2^64, as torch's int64 writes it."""
+    """Return the integer modulo 2^64, as the int64 with the same bits."""
     value %= 1 << 64
     return value - (1 << 64) if value >= 1 << 63 else value
 
@@ -29,12 +29,12 @@ _MIX2 = _signed(0x94D049BB133111EB)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical (unsigned) shift; torch's shift of int64 is arithmetic."""
+    """Shift logically (unsigned); torch's shift of int64 is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser: a bijection of 64-bit words whose output bits look independent of the input's."""
+    """Apply SplitMix64's finaliser, a bijection of 64-bit words whose output bits look independent of the input's."""
     x = (x ^ _shift_right(x, 30)) * _MIX1
     x = (x ^ _shift_right(x, 27)) * _MIX2
     return x ^ _shift_right(x, 31)
@@ -45,13 +45,13 @@ def _key(words: str) -> int:
 
 
 def seeds(run_seed: int, stream: str, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Seeds [count] (int64) of items start … start+count-1 of a named stream; streams are disjoint."""
+    """Return seeds [count] (int64) of items start … start+count-1 of a named stream; streams are disjoint."""
     index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
     return _mix(index * _GOLDEN + _key(f"{run_seed}/{stream}"))
 
 
 def generator(run_seed: int, stream: str) -> torch.Generator:
-    """A CPU generator seeded from (run seed, stream name), for torch's own initialisers."""
+    """Return a CPU generator seeded from (run seed, stream name), for torch's own initialisers."""
     return torch.Generator().manual_seed(_key(f"{run_seed}/{stream}"))
 
 
@@ -62,16 +62,16 @@ def _bits(seeds: Tensor, count: int, purpose: str, step: int) -> Tensor:
 
 
 def uniform(seeds: Tensor, count: int, purpose: str, step: int = 0) -> Tensor:
-    """Numbers in [0, 1), float64 [problems, count], a function of (seed, purpose, step)."""
+    """Return numbers in [0, 1), float64 [problems, count], a function of (seed, purpose, step)."""
     return _shift_right(_bits(seeds, count, purpose, step), 11).double() * 2.0**-53
 
 
 def normal(seeds: Tensor, count: int, purpose: str, step: int = 0) -> Tensor:
-    """Standard normal numbers, float64 [problems, count], by the Box-Muller transform."""
+    """Return standard normal numbers, float64 [problems, count], by the Box-Muller transform."""
     radius, angle = uniform(seeds, 2 * count, purpose, step).chunk(2, dim=1)
     return torch.sqrt(-2.0 * torch.log1p(-radius)) * torch.cos(2.0 * math.pi * angle)
 
 
 def integers(seeds: Tensor, count: int, high: int, purpose: str, step: int = 0) -> Tensor:
-    """Integers in [0, high), int64 [problems, count], drawn with replacement."""
+    """Return integers in [0, high), int64 [problems, count], drawn with replacement."""
     return (uniform(seeds, count, purpose, step) * high).long()

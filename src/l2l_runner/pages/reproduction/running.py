@@ -19,7 +19,6 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from l2l_runner.errors import DataError, StorageError
-from l2l_runner.launch.overrides import quoted
 from l2l_runner.pages.reproduction.stages import Stage, folder_name
 from l2l_runner.runs.folder import RunFolder
 from l2l_runner.stopping import stop_requests
@@ -118,11 +117,11 @@ def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[StageOutcome]:
 def _start(outcome: StageOutcome, machine: Sequence[str]) -> Popen[bytes]:
     folder = outcome.folder
     if folder.last.exists():
-        arguments = [f"resume={quoted(str(folder.path))}", *machine]
+        arguments = [f"resume={folder.path}", *machine]
     else:
         if folder.claimed:  # by an attempt that left nothing to go on from
             shutil.rmtree(folder.path)
-        arguments = [*outcome.arguments, *machine, f"hydra.run.dir={quoted(str(folder.path))}"]
+        arguments = [*outcome.arguments, *machine, f"hydra.run.dir={folder.path}"]
     with open(_log_of(folder), "wb") as output:
         # In a session of its own: Ctrl-C in a terminal would reach it twice.
         command = [sys.executable, "-m", f"l2l_runner.{outcome.stage.command}", *arguments]
