@@ -29,9 +29,8 @@ from hydra.experimental.callback import Callback
 from PIL import Image
 
 from l2l_runner import eval as eval_module
-from l2l_runner import files
+from l2l_runner import files, plots
 from l2l_runner import train as train_module
-from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -228,7 +227,7 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
             files.write_atomically(path, buffer.getvalue())
 
     for name in ("learning", "comparison", "single_curve", "sweep", "online", "reweighting", "pictures"):
-        monkeypatch.setattr(plotting, name, sketched)
+        monkeypatch.setattr(plots, name, sketched)
 
 
 def run_command(command: Sequence[str], output: str) -> None:

@@ -14,12 +14,11 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.models import get_model
 
-from l2l_runner import streams
+from l2l_runner import plots, streams
 from l2l_runner.errors import ConfigError, DataError
 from l2l_runner.evaluation.curves import PICTURED, run
 from l2l_runner.optimizees import OPTIMIZEES
 from l2l_runner.optimizees.art import NETWORKS, activations, gram, total_variation
-from l2l_runner.plots import plotting
 from problems import DATA, NEEDS, RUNTIME, any_optimizer, art_files, given, optimizee, problems, scattered
 from running import EVAL, SMALL, assert_one_sentence, evaluate, read_json, train
 
@@ -270,7 +269,7 @@ def test_the_picture_shows_every_image_in_its_place(tmp_path):
     sources = {"content": colours[0].expand(1, 3, 8, 8), "style": colours[1].expand(1, 3, 8, 12)}
     lost = torch.full((1, 3, 8, 8), math.nan)
     losses = {"adam": torch.tensor([0.5]), "sgd": torch.tensor([math.nan])}
-    plotting.pictures(tmp_path / "p.png", "art", sources, {"adam": colours[2].expand(1, 3, 8, 8), "sgd": lost}, losses)
+    plots.pictures(tmp_path / "p.png", "art", sources, {"adam": colours[2].expand(1, 3, 8, 8), "sgd": lost}, losses)
     with Image.open(tmp_path / "p.png") as drawn:
         pixels = np.asarray(drawn.convert("RGB"))
     middles = []

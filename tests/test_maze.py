@@ -12,14 +12,17 @@ from torch.nn import functional as F
 
 from l2l_runner import streams
 from l2l_runner.errors import ConfigError
-from l2l_runner.evaluation.curves import Comparison, Curves, summary_table
+from l2l_runner.evaluation.comparison import Comparison, table
+from l2l_runner.evaluation.curves import Curves
 from l2l_runner.layout import Layout, Site
 from l2l_runner.meta import TBPTT, Direct
 from l2l_runner.optimizees.maze import MOVES, PIXELS, REWARD, plan
 from l2l_runner.optimizers import Adam
 from l2l_runner.pages.reporting import figures
-from l2l_runner.pages.reporting.runs import find_runs
-from l2l_runner.plots import plotting
+from l2l_runner.pages.reporting.contents import read_runs
+from l2l_runner.plots.curves import draw_curves
+from l2l_runner.plots.style import new_axes
+from l2l_runner.plots.sweeps import SweepPoint, draw_sweep
 from l2l_runner.runs import checkpoint
 from l2l_runner.runtime import Runtime
 from l2l_runner.unroll import start, unroll
@@ -469,17 +472,17 @@ def test_returns_are_shown_instead_of_losses():
     losses = torch.tensor([[-1.0, -2.0, -3.0], [-2.0, -4.0, -9.0]], dtype=torch.float64).T
     curves = Curves(losses, {"return": torch.tensor([3.0, 9.0], dtype=torch.float64)})
     summary = Comparison("maze", {"adam": curves}, {"adam": 0.1}, gain="return").summary()
-    assert summary["optimizers"]["adam"]["final"]["mean"] == -6
-    _, heads, row = summary_table(summary).split("\n")
+    assert summary.optimizers["adam"].final.mean == -6
+    _, heads, row = table(summary).split("\n")
     assert heads.split("  ")[-1] == "return"
     assert "sum of returns" in heads
     assert "final return" in heads
     assert [part for part in row.split("  ") if part][2].startswith("4.5 ±")  # (1 + 2 + 2 + 4) / 2
     assert " 6 ±" in row
     assert "-" not in row
-    for gain, sign in (("return", -1), (None, 1)):
-        axes = plotting.new_axes(Figure(), 111, "step", "", "")
-        plotting.draw_curves(axes, summary["optimizers"], gain=gain)
+    for sign in (-1, 1):
+        axes = new_axes(Figure(), 111, "step", "", "")
+        draw_curves(axes, summary.optimizers, sign=sign)
         assert axes.get_yscale() == "linear"
         (line,) = axes.get_lines()
         assert list(line.get_ydata()) == [sign * loss for loss in (-1.5, -3.0, -6.0)]
@@ -488,16 +491,13 @@ def test_returns_are_shown_instead_of_losses():
 def test_reports_and_sweeps_show_negative_losses(
     online_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    axes = plotting.new_axes(Figure(), 111, "", "", "")
-    jobs = [
-        {"values": {"optimizer.lr": lr}, "status": "completed", "final": {"mean": mean, "ci95": 2.0}}
-        for lr, mean in (("0.1", -5.0), ("0.2", -9.0))
-    ]
-    plotting.draw_sweep(axes, ["optimizer.lr"], jobs, "final")
+    axes = new_axes(Figure(), 111, "", "", "")
+    points = [SweepPoint({"optimizer.lr": lr}, mean=mean, ci95=2.0) for lr, mean in (("0.1", -5.0), ("0.2", -9.0))]
+    draw_sweep(axes, points)
     assert axes.get_yscale() == "linear"
     (container,) = axes.containers
     assert [segment[:, 1].tolist() for segment in container[2][0].get_segments()] == [[-7.0, -3.0], [-11.0, -7.0]]
-    (run,), _ = find_runs([online_run])
+    (run,), _ = read_runs([online_run])
     drawn = []
     with monkeypatch.context() as patched:
         patched.setattr(figures, "_write", lambda *given: drawn.append(given[3]))

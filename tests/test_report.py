@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from l2l_runner import report as report_module
+from l2l_runner.evaluation.sweep_points import sweep_points
 from l2l_runner.pages.reporting import figures
+from l2l_runner.pages.reporting.contents import read_runs
 from l2l_runner.pages.reporting.page import write_report
-from l2l_runner.pages.reporting.runs import Run, find_runs
+from l2l_runner.pages.reporting.runs import Run, RunCurves
 from l2l_runner.pages.reporting.settings import differing, flat
-from l2l_runner.plots import plotting
+from l2l_runner.plots import style
+from l2l_runner.plots.style import label_of
+from l2l_runner.plots.sweeps import SweepPoint, draw_sweep
+from l2l_runner.runs.reading import SweepJob
+from l2l_runner.runs.results import Interval, RunResult
 from running import EVAL, QUADRATIC, Ended, assert_one_sentence, call, evaluate, read_json, sketch, train
 
 DIVERGED, FAILED = "1e30", "-1"
@@ -149,7 +156,7 @@ def test_the_settings_are_those_that_differ(whole: tuple[Path, Path]) -> None:
 
 
 def test_only_what_is_comparable_stands_in_one_panel(whole: tuple[Path, Path], tmp_path: Path) -> None:
-    runs, _ = find_runs([whole[0]])
+    runs, _ = read_runs([whole[0]])
     numbers = {run.name: run.number for run in runs}
     told = [picture.title for picture in figures.curve_pictures(tmp_path, runs)]
     swept = ", ".join(str(numbers[f"rates/{i}"]) for i in range(3))
@@ -171,14 +178,14 @@ def test_only_what_is_comparable_stands_in_one_panel(whole: tuple[Path, Path], t
 
 
 def test_numbers_of_problems_dont_make_runs_incomparable(whole: tuple[Path, Path], tmp_path: Path) -> None:
-    runs, _ = find_runs([whole[0]])
+    runs, _ = read_runs([whole[0]])
     before = len(figures.validation_pictures(tmp_path, runs))
     runs[0].config["optimizee"] |= {"batch": 9, "validation_problems": 9, "test_problems": 9}
     assert len(figures.validation_pictures(tmp_path, runs)) == before
 
 
 def test_many_runs_are_drawn_in_several_pictures_and_none_is_left_out(sketched: Path, tmp_path: Path) -> None:
-    ((run,), _) = find_runs([sketched])
+    ((run,), _) = read_runs([sketched])
     many = [Run(**{**vars(run), "number": number}) for number in range(1, 2 * figures.MOST + 2)]
     told = [picture.title for picture in figures.curve_pictures(tmp_path, many)]
     assert len(told) == 3
@@ -186,17 +193,18 @@ def test_many_runs_are_drawn_in_several_pictures_and_none_is_left_out(sketched: 
 
 
 def test_baselines_that_all_share_are_drawn_once_and_others_by_their_best(sketched: Path) -> None:
-    ((run,), _) = find_runs([sketched])
+    ((run,), _) = read_runs([sketched])
     assert run.curves is not None
     other = Run(**{**vars(run), "number": 2})
     shown, _ = figures._entries([(run, run.curves), (other, run.curves)])
     assert set(shown) == {"1: LSTM", "2: LSTM", *run.curves.baselines}
-    changed = json.loads(json.dumps(run.curves.baselines))
-    for place, entry in enumerate(changed.values()):
-        entry["final"]["mean"] = None if place == 0 else float(10 - place)
-    theirs = figures.Curves(run.curves.of, 10, 4, run.curves.mine, changed)
+    changed = {
+        name: replace(entry, final=Interval(math.nan if place == 0 else float(10 - place)))
+        for place, (name, entry) in enumerate(run.curves.baselines.items())
+    }
+    theirs = RunCurves(run.curves.of, 10, 4, run.curves.mine, changed)
     shown, _ = figures._entries([(run, run.curves), (other, theirs)])
-    best = plotting.LABELS[list(changed)[-1]]
+    best = label_of(list(changed)[-1])
     assert {label for label in shown if "LSTM" not in label and label.startswith("2")} == {f"2: {best}"}
     assert sum("LSTM" not in label for label in shown) == 2
 
@@ -217,7 +225,7 @@ def test_the_html_is_whole_and_needs_nothing_else(whole: tuple[Path, Path]) -> N
         assert target.exists()
         assert target.is_relative_to(runs)
     folders = {Path(os.path.normpath(out / link.replace("%20", " "))) for link in outside}
-    assert {run.path for run in find_runs([runs])[0]} <= folders
+    assert {run.path for run in read_runs([runs])[0]} <= folders
     assert "python -m l2l_runner.eval checkpoint=" in text
 
 
@@ -239,7 +247,7 @@ def test_a_comparison_stands_in_its_runs_fold_out(whole: tuple[Path, Path]) -> N
         table for table in tables((out / "index.md").read_text()) if table[0][0] == "optimizer" and "10" not in table[0]
     ][:1]
     comparison = read_json(runs / "deep" / "compared" / "comparison.json")
-    assert [row[0] for row in table[1:]] == [plotting.LABELS[name] for name in comparison["optimizers"]]
+    assert [row[0] for row in table[1:]] == [label_of(name) for name in comparison["optimizers"]]
 
 
 def test_the_same_report_again_is_the_same(whole: tuple[Path, Path]) -> None:
@@ -255,8 +263,8 @@ def test_a_sweeps_values_on_a_log_axis_with_those_that_have_no_loss_at_the_top(
     rates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(plotting, "png", lambda figure, dpi: drawn.append(figure) or b"")
-    runs, sweeps = find_runs([rates])
+    monkeypatch.setattr(style, "png", lambda figure, dpi: drawn.append(figure) or b"")
+    runs, sweeps = read_runs([rates])
     assert sweeps == [rates]
     picture = figures.sweep_picture(tmp_path, "rates", 1, runs)
     assert picture is not None
@@ -275,13 +283,11 @@ def test_a_sweeps_values_on_a_log_axis_with_those_that_have_no_loss_at_the_top(
 
 
 def test_a_line_for_each_value_of_a_second_key() -> None:
-    def job(lr: str, dim: str, mean: float | None) -> dict[str, Any]:
-        loss = {"mean": mean, "ci95": 0.5}
-        return {"values": {"dim": dim, "lr": lr}, "status": "completed", "sum": loss}
+    def point(lr: str, dim: str, mean: float) -> SweepPoint:
+        return SweepPoint({"dim": dim, "lr": lr}, mean=mean, ci95=0.5)
 
     axes = Figure().add_subplot()
-    jobs = [job("0.1", "a", 3.0), job("0.01", "a", 2.0), job("0.1", "b", 1.0), job("0.01", "b", None)]
-    plotting.draw_sweep(axes, ["dim", "lr"], jobs, "sum")
+    draw_sweep(axes, [point("0.1", "a", 3), point("0.01", "a", 2), point("0.1", "b", 1), point("0.01", "b", math.nan)])
     assert axes.get_xlabel() == "lr"
     lines = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in lines] == [
@@ -339,39 +345,40 @@ def test_a_run_without_a_result_says_how_far_it_came(quick: Path, tmp_path: Path
     (run / "result.json").unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:-3]) + '{"event": "meta_s')  # one that is being written
-    ((read,), _) = find_runs([run])
+    ((read,), _) = read_runs([run])
     assert (read.status, read.detail) == ("unfinished", "at meta-step 4 of 6")
     assert read.score == min(json.loads(line)["score"] for line in lines[:-3] if "validation" in line)
     with open(run / "train.log", "a") as log:
         log.write(
             "[2026-01-01 00:00:00,000][l2l_runner.launch][INFO] - Stopped at meta-step 5 of 6; everything is saved.\n"
         )
-    ((read,), _) = find_runs([run])
+    ((read,), _) = read_runs([run])
     assert read.status == "stopped"
 
 
 def test_the_time_is_told_where_it_is_known(quick: Path, tmp_path: Path) -> None:
-    ((read,), _) = find_runs([quick])
+    ((read,), _) = read_runs([quick])
     assert read.seconds is not None
     assert 0 < read.seconds < 60
     copied = Path(shutil.copytree(quick, tmp_path / "copied"))
     for name in (".run", "result.json"):
         os.utime(copied / name, (2e9, 2e9))
-    ((read,), _) = find_runs([copied])
+    ((read,), _) = read_runs([copied])
     assert read.seconds is None
 
 
 def test_online_runs_and_reweighting_are_told(quick: Path, tmp_path: Path) -> None:
     loss = [{"mean": 2.0, "ci95": 0.1}, {"mean": 1.0, "ci95": None}]
     arm = {"steps": [0, 5], "runs": [2, 2], "diverged": 1, "loss": loss, "metrics": {"accuracy": loss}, "rates": {}}
-    online = {"optimizee": "digits", "optimizer": "lstm", "steps": 5, "arms": {"learning": arm, "fixed": arm}}
+    online = {"optimizee": "digits", "gain": None, "optimizer": "lstm", "steps": 5}
+    online["arms"] = {"learning": arm, "fixed": arm}
     mean = {"mean": 0.9, "ci95": 0.01, "accuracies": [0.9, 0.9, 0.9]}
     proportions = [{"proportion": 0.95, "arms": {"plain": mean, "reweighted": mean}}, {"proportion": 0.99, "arms": {}}]
     reweighting = {"optimizee": "imbalance", "optimizer": "sgd", "steps": 9, "proportions": proportions}
     for name, content in (("online", online), ("reweighting", reweighting)):
         run = Path(shutil.copytree(quick, tmp_path / "runs" / name))
         (run / f"{name}.json").write_text(json.dumps(content))
-        plotting.write_atomically(run / f"{name}.png", plotting.png(Figure((1, 1)), 10))
+        (run / f"{name}.png").write_bytes(style.png(Figure((1, 1)), 10))
     assert report(tmp_path / "out", tmp_path / "runs").code == 0
     text = (tmp_path / "out" / "index.md").read_text()
     assert [row["over"] for row in rows_of(tmp_path / "out")] == [
@@ -387,9 +394,9 @@ def test_online_runs_and_reweighting_are_told(quick: Path, tmp_path: Path) -> No
 
 
 def test_bad_folders_are_refused_in_one_sentence(quick: Path, tmp_path: Path) -> None:
-    assert_one_sentence(report(tmp_path / "out", tmp_path / "nowhere"), "nowhere is no folder")
+    assert_one_sentence(report(tmp_path / "out", tmp_path / "nowhere"), "nowhere is not a folder")
     (tmp_path / "empty").mkdir()
-    assert_one_sentence(report(tmp_path / "out", quick, tmp_path / "empty"), "There is no run in", "empty")
+    assert_one_sentence(report(tmp_path / "out", quick, tmp_path / "empty"), "empty holds no run")
     assert_one_sentence(report(quick, quick), "belongs to a run", "--out")
     (tmp_path / "file").write_text("")
     assert_one_sentence(report(tmp_path / "file" / "out", quick), "could not be written", "--out")
@@ -403,7 +410,7 @@ def test_bad_folders_are_refused_in_one_sentence(quick: Path, tmp_path: Path) ->
 
 def test_a_run_with_odd_names_keeps_the_tables_whole(quick: Path, tmp_path: Path) -> None:
     shutil.copytree(quick, tmp_path / "runs" / "a|b <i>[c](d)")
-    runs, sweeps = find_runs([tmp_path / "runs"])
+    runs, sweeps = read_runs([tmp_path / "runs"])
     write_report(tmp_path / "out", runs, sweeps)
     (row,) = tables((tmp_path / "out" / "index.md").read_text())[0][1:]
     assert "a|b <i>[c](d)" in row[1]
@@ -411,11 +418,13 @@ def test_a_run_with_odd_names_keeps_the_tables_whole(quick: Path, tmp_path: Path
 
 
 def test_jobs_that_differ_in_their_seed_alone_are_one_point():
-    def job(seed: int, lr: str, mean: float | None, status: str = "completed") -> dict[str, Any]:
-        final = None if mean is None else {"mean": mean, "ci95": 9.0}
-        return {"values": {"seed": str(seed), "lr": lr}, "final": final, "status": status}
+    def job(seed: int, lr: str, mean: float | None) -> SweepJob:
+        status = "failed" if mean is None else "completed"
+        final = None if mean is None else Interval(mean, 9.0)
+        return SweepJob("0", {"seed": str(seed), "lr": lr}, status, result=RunResult(status, math.nan, final))
 
-    jobs = [job(0, "1", 2.0), job(1, "1", 4.0), job(2, "1", 6.0), job(0, "2", 5.0), job(1, "2", None, "failed")]
-    first, second = plotting.over_seeds(["seed", "lr"], jobs, "final")
-    assert first["final"] == {"mean": 4.0, "ci95": pytest.approx(4.302653 * 2 / 3**0.5)}
-    assert second["status"] == "failed"
+    jobs = [job(0, "1", 2.0), job(1, "1", 4.0), job(2, "1", 6.0), job(0, "2", 5.0), job(1, "2", None)]
+    first, second = sweep_points(jobs, "final")
+    assert first == SweepPoint({"lr": "1"}, False, 4.0, pytest.approx(4.302653 * 2 / 3**0.5))
+    assert second.failed
+    assert second.values == {"lr": "2"}

@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from l2l_runner import reproduce as reproduce_module
-from l2l_runner import schema
 from l2l_runner.errors import ConfigError, StorageError
 from l2l_runner.pages import write as pages
 from l2l_runner.pages.reproduction import page, running
@@ -25,8 +24,8 @@ from l2l_runner.pages.reproduction.numbers import NUMBERS, SHOWN, claims
 from l2l_runner.pages.reproduction.page import held_before, remember
 from l2l_runner.pages.reproduction.results import Results
 from l2l_runner.pages.reproduction.running import StageOutcome, run_stages
+from l2l_runner.pages.reproduction.settings import FIGURES, ReproduceConfig, parse_reproduce
 from l2l_runner.pages.reproduction.stages import Stage, folder_name, stages_of
-from l2l_runner.schema import ReproduceConfig, parse_reproduce
 from problems import CONF, DATA, art_files, needs_mnist
 from running import ROOT, Ended, assert_one_sentence, call, finish, read_json, run_command, spawn, wait_until
 
@@ -79,7 +78,7 @@ def test_stages_come_after_those_that_they_need(budget: str) -> None:
     for place, stage in enumerate(stages):
         assert set(stage.needs) <= set(names[:place]), stage.name
     shown = {figure for stage in stages for figure in stage.figures}
-    assert shown == set(schema.FIGURES)
+    assert shown == set(FIGURES)
 
 
 def test_a_figure_takes_its_stages_and_what_they_need_alone() -> None:
@@ -112,7 +111,7 @@ def test_a_budgets_settings_count_where_they_fit_and_the_last_of_a_key_wins() ->
     assert stages["mnist"][-3:] == ("meta.steps=1", "meta.lr=4", "seed=7")
     assert stages["mnist-200"] == ("checkpoint=<mnist>", "steps=5", "meta.lr=4")
     node["settings"] = {"mnst": []}
-    with pytest.raises(ConfigError, match=r"budget\.settings\.mnst fits none of the stages .* Did you mean mnist\?"):
+    with pytest.raises(ConfigError, match=r"budget\.settings\.mnst matches none of the stages .* Did you mean mnist\?"):
         stages_of(config(budget=node))
 
 
@@ -216,7 +215,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path: Path, ran: list[list[st
 
 
 def test_two_at_once_in_one_folder_are_refused(tmp_path: Path) -> None:
-    with running._alone(tmp_path), pytest.raises(StorageError, match="Another process is at work in"):
+    with running._alone(tmp_path), pytest.raises(StorageError, match="Another process works in"):
         run_stages([FIRST], tmp_path, CPU, 1)
 
 
@@ -411,7 +410,7 @@ def test_the_papers_numbers_are_those_of_the_same_optimizers_and_steps(tmp_path:
         assert all(loss > 0 for loss in row.losses.values())
     value = results.loss("mnist", "nag", 50)
     assert value is not None
-    assert value["mean"] == pytest.approx(1.15)
+    assert value.mean == pytest.approx(1.15)
     assert results.loss("mnist", "nag", 101) is None
     assert results.loss("mnist-200", "nag", 1) is None
 
@@ -580,7 +579,7 @@ def test_every_figure_from_end_to_end(tmp_path: Path) -> None:
     assert {stage["name"]: stage["status"] for stage in report["stages"] if stage["status"] != "finished"} == {}
     assert all(figure["file"] for figure in report["figures"])
     parsed = Page((tmp_path / "index.html").read_text())
-    assert len(parsed.pictures) == len(schema.FIGURES)
+    assert len(parsed.pictures) == len(FIGURES)
     assert all(claim["obtained"] for claim in report["claims"])
 
 

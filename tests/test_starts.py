@@ -22,7 +22,7 @@ from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Adaptation, AdaptationConfig
 from l2l_runner.optimizers.transformed import MetaSGDConfig
 from l2l_runner.optimizers.warp import WarpConfig
-from l2l_runner.plots import plotting
+from l2l_runner.plots.style import look_of
 from l2l_runner.training.meta_training import meta_update
 from problems import ADAPTATIONS, problems
 from running import assert_one_sentence, last, same_bits, train
@@ -501,8 +501,7 @@ def test_meta_updates_take_gradients_in_whatever_order_of_memory(kind):
 
 def test_methods_and_the_baselines_beside_them_can_be_told_apart():
     names = [*ADAPTATIONS, "none", "lstm", "sgd", "nag", "rms", "adam"]
-    styles = [plotting.style_of(name, names) for name in names]
-    assert len({style["color"] for style in styles}) == len(names)
+    assert len({look_of(name, names).colour for name in names}) == len(names)
 
 
 def test_a_transform_fits_whatever_number_of_tasks_there_is():

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from l2l_runner.plots import plotting
+from l2l_runner.plots.sweeps import SweepPoint, draw_sweep
 from l2l_runner.runs.results import RunResult
 from l2l_runner.training.hand_designed import HandDesignedRun
 from running import (
@@ -256,8 +256,8 @@ def test_what_else_the_jobs_have_read_is_summed_up_too(tmp_path: Path) -> None:
 
 
 def test_metrics_have_a_linear_axis_and_methods_their_names() -> None:
-    jobs = [
-        {"values": {"optimizer": name, "n": n}, "status": "completed", "accuracy": {"mean": mean, "ci95": 0.1}}
+    points = [
+        SweepPoint({"optimizer": name, "n": n}, mean=mean, ci95=0.1)
         for name, n, mean in [
             ("leap", "5", 0.5),
             ("leap", "25", 0.7),
@@ -266,6 +266,6 @@ def test_metrics_have_a_linear_axis_and_methods_their_names() -> None:
         ]
     ]
     axes = Figure().add_subplot()
-    plotting.draw_sweep(axes, ["optimizer", "n"], jobs, "accuracy")
+    draw_sweep(axes, points, losses=False)
     assert axes.get_yscale() == "linear"
     assert axes.get_legend_handles_labels()[1] == ["Leap", "Warp-Leap"]

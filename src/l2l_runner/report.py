@@ -27,12 +27,12 @@ def report(folders: Sequence[Path], out: Path) -> str:
     Raises:
         StorageError: a folder holds no run, or the page cannot be written.
     """
+    from l2l_runner.pages.reporting.contents import read_runs
     from l2l_runner.pages.reporting.page import write_report
-    from l2l_runner.pages.reporting.runs import find_runs
 
     if (out / ".run").exists():
         raise StorageError(f"{out} belongs to a run: give the page a folder of its own with --out FOLDER.")
-    runs, sweeps = find_runs(folders)
+    runs, sweeps = read_runs(folders)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_report(out, runs, sweeps)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2l_runner import plots
 from l2l_runner.evaluation.curves import Curves
 from l2l_runner.evaluation.statistics import align, confidence_band
 from l2l_runner.files import write_atomically
-from l2l_runner.plots import plotting
 from l2l_runner.runs.folder import RunFolder
 from l2l_runner.runs.results import Entry, MetricCurve, Paired, Summary
 
@@ -88,12 +88,12 @@ def write(folder: RunFolder, comparison: Comparison) -> str:
     summary = comparison.summary()
     paths = [folder.write_json("comparison.json", summary.to_json()), folder.path / "comparison.csv"]
     write_atomically(paths[1], csv_of(summary).encode())
-    paths.append(folder.draw(plotting.comparison, "comparison.png", summary.to_json()))
+    paths.append(folder.draw(plots.comparison, "comparison.png", summary))
     reached = {name: curves.pictures for name, curves in comparison.curves.items() if curves.pictures is not None}
     if reached:
         losses = {name: comparison.curves[name].finals for name in reached}
         shown = (comparison.optimizee, comparison.sources, reached, losses, comparison.gain)
-        paths.append(folder.draw(plotting.pictures, "pictures.png", *shown))
+        paths.append(folder.draw(plots.pictures, "pictures.png", *shown))
     return table(summary) + "\n" + "\n".join(str(path) for path in paths)
 
 

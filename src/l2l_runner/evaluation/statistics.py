@@ -54,8 +54,3 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of cells as lines of left-aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def with_ci(value: Any, sign: int = 1) -> str:
-    """Return an interval in its JSON form as it is printed."""
-    return Interval.from_json(value).shown(sign)

@@ -3,79 +3,25 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
 import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from l2l_runner.errors import UserError, reason
 from l2l_runner.launch.sweep_folder import SweepFolder
+from l2l_runner.runs.reading import keep_swept, read_jobs
 from l2l_runner.stopping import Stopped, stop_requests
-
-
-def read_jobs(folder: Path, kept: Collection[str] = (), stopped: bool = False) -> list[dict[str, Any]]:
-    """Return the jobs of a sweep's folder, sorted by name.
-
-    Each has `job`, `values` (of all overrides), `status`, `kept`, `score`, `final`, `sum`, `metrics` and `error`.
-
-    Args:
-        folder: of the sweep.
-        kept: names of the jobs whose results are older than the start of the sweep.
-        stopped: whether the sweep was stopped: if so, jobs without a result count as stopped, else as failed.
-    """
-    jobs = []
-    absent = {"status": "stopped"} if stopped else {"status": "failed", "error": "it left no result"}
-    for overrides in sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda path: sort_key(path.parents[1].name)):
-        job = overrides.parents[1]
-        known = {"job": job.name, "values": overridden(overrides), "kept": job.name in kept}
-        record = {
-            **known,
-            "score": None,
-            "final": None,
-            "sum": None,
-            "error": None,
-            "metrics": {},
-            **(_result(job) or absent),
-        }
-        if record["status"] == "completed" and record["score"] is None:
-            record["status"] = "diverged"
-        jobs.append(record)
-    return jobs
-
-
-def _result(job: Path) -> dict[str, Any] | None:
-    path = job / "result.json"
-    return dict(json.loads(path.read_text())) if path.exists() else None
-
-
-def overridden(path: Path) -> dict[str, str]:
-    """Return the keys and values of an overrides.yaml, without the choice of how its sweep was launched."""
-    pairs = [str(item).partition("=") for item in OmegaConf.load(path)]
-    return {key.lstrip("+"): value for key, _, value in pairs if key != "sweep"}
-
-
-def keep_swept(jobs: Sequence[dict[str, Any]]) -> list[str]:
-    """Reduce the jobs' `values` to those that differ between jobs, or keep all if none does; return their keys."""
-    keys = list(dict.fromkeys(key for job in jobs for key in job["values"]))
-    swept = [key for key in keys if len({job["values"].get(key) for job in jobs}) > 1] or keys
-    for job in jobs:
-        job["values"] = {key: job["values"].get(key, "default") for key in swept}
-    return swept
-
-
-def sort_key(name: str) -> tuple[int, str]:
-    """Return the sort key of a folder's name: numbers come first, in numerical order."""
-    return (int(name), "") if name.isdigit() else (1 << 30, name)
 
 
 class SweepSummary(Callback):
@@ -116,45 +62,47 @@ class Sweep:
 
     def summarise(self, stopped: bool = False) -> bool:
         """Write sweep.csv, .json and .png, print the table and the failures; tell whether a job failed now."""
+        from l2l_runner import plots
         from l2l_runner.evaluation.statistics import align
-        from l2l_runner.plots import plotting
-        from l2l_runner.runs.folder import RunFolder
+        from l2l_runner.evaluation.sweep_points import sweep_points
+        from l2l_runner.files import jsonable, write_json
 
         folder = self.folder.path
-        jobs = read_jobs(folder, {job for job, _ in self._before & self._results()}, stopped)
+        jobs = keep_swept(read_jobs(folder, {job for job, _ in self._before & self._results()}, stopped))
         if not jobs:
             return False
-        swept = keep_swept(jobs)
-        metrics = sorted({metric for job in jobs for metric in job["metrics"]})
+        swept = list(jobs[0].values)
+        metrics = sorted({metric for job in jobs for metric in job.metrics})
         rows = [["job", *swept, "final loss", "sum of losses", *metrics, "status"]]
         for job in jobs:
-            figures = [_figure(value) for value in (job["final"], job["sum"], *map(job["metrics"].get, metrics))]
-            status = job["status"] + ", kept" * job["kept"]
-            rows.append([job["job"], *(job["values"][key] for key in swept), *figures, status])
-        RunFolder(folder).write_json("sweep.json", jobs)
+            figures = [job.figure(key) for key in ("final", "sum", *metrics)]
+            shown = ["-" if figure is None else figure.shown() for figure in figures]
+            rows.append([job.job, *job.values.values(), *shown, job.status + ", kept" * job.kept])
+        write_json(folder / "sweep.json", [job.to_json() for job in jobs])
         with open(folder / "sweep.csv", "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            figures = [f"{key}_{part}" for key in ("final", "sum", *metrics) for part in ("mean", "ci95")] + ["score"]
-            writer.writerow(["job", *swept, *figures, "status", "kept", "error"])
+            columns = [f"{key}_{part}" for key in ("final", "sum", *metrics) for part in ("mean", "ci95")] + ["score"]
+            writer.writerow(["job", *swept, *columns, "status", "kept", "error"])
             for job in jobs:
-                found = (job["final"], job["sum"], *map(job["metrics"].get, metrics))
-                parts = [(value or {}).get(part) for value in found for part in ("mean", "ci95")]
-                values = [job["values"][key] for key in swept]
-                writer.writerow([job["job"], *values, *parts, job["score"], job["status"], job["kept"], job["error"]])
-        ended = [job for job in jobs if job["status"] != "stopped"]
+                figures = [job.figure(key) for key in ("final", "sum", *metrics)]
+                parts = [part for one in figures for part in ((one.mean, one.ci95) if one else (None, None))]
+                values = jsonable([*parts, job.score])  # what is not finite leaves its cell empty
+                writer.writerow([job.job, *job.values.values(), *values, job.status, job.kept, job.error])
+        ended = [job for job in jobs if job.status != "stopped"]
         if swept and ended:
-            plotting.sweep(folder / "sweep.png", swept, ended)
+            read = {metric: sweep_points(ended, metric) for metric in metrics}
+            plots.sweep(folder / "sweep.png", sweep_points(ended, "final"), read)
         print("\n".join(["", *align(rows)]))
-        scored = [job for job in jobs if job["score"] is not None]
+        scored = [job for job in jobs if math.isfinite(job.score)]
         if scored:
-            best = min(scored, key=lambda job: float(job["score"]))
-            print("best:", ", ".join(f"{key}={value}" for key, value in best["values"].items()), f"(job {best['job']})")
-        counts = Counter(job["status"] for job in jobs)
+            best = min(scored, key=lambda job: job.score)
+            print("best:", ", ".join(f"{key}={value}" for key, value in best.values.items()), f"(job {best.job})")
+        counts = Counter(job.status for job in jobs)
         print(", ".join(f"{count} {status}" for status, count in counts.items()))
         print("\n".join(str(path) for path in sorted(folder.glob("sweep.*"))))
-        failed = [job for job in jobs if job["status"] == "failed" and not job["kept"]]
+        failed = [job for job in jobs if job.status == "failed" and not job.kept]
         for job in failed:
-            print(f"job {job['job']} failed: {job['error'].splitlines()[0]}")
+            print(f"job {job.job} failed: {str(job.error).splitlines()[0]}")
         return bool(failed)
 
     def resume_command(self, arguments: Sequence[str]) -> str:
@@ -209,11 +157,3 @@ def sweep_summary(arguments: Sequence[str]) -> Iterator[None]:
         if _running is not None:
             _running.close()
             _running = None
-
-
-def _figure(value: dict[str, float | None] | None) -> str:
-    if value is None:
-        return "-"
-    if value["mean"] is None:
-        return "diverged"
-    return f"{value['mean']:.4g}" + (f" ± {value['ci95']:.2g}" if value["ci95"] is not None else "")

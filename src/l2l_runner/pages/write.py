@@ -1,30 +1,32 @@
-"""What all pages share: one look, pictures inside them, losses and times as one reads them."""
+"""What all pages share: their look, embedded pictures, tables of comparisons, and readable times."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from l2l_runner.evaluation.statistics import with_ci
 from l2l_runner.files import write_atomically
-from l2l_runner.plots.plotting import LABELS
+from l2l_runner.plots.style import label_of
+from l2l_runner.runs.results import Summary
 
 PAGES = ("index.html", "index.md")
 BASE = Path(__file__).parent / "templates"
-"""What the pages' own templates extend."""
+"""Folder of the templates that those of the pages extend."""
 
 
 def write_pages(root: Path, templates: Path, **content: Any) -> None:
-    """Write index.html, with all pictures in it, and index.md, beside them, into `root`.
+    """Write index.html, with all pictures embedded, and index.md, with links to them.
 
     Args:
-        root: the folder; paths of pictures are relative to it.
-        templates: where index.html and index.md of this kind of page are.
-        content: what they show.
+        root: the folder of the pages; paths of pictures are relative to it.
+        templates: the folder of the templates index.html and index.md.
+        content: the variables of the templates.
+
+    Raises:
+        StorageError: a page cannot be written.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([templates, BASE]),
@@ -35,29 +37,36 @@ def write_pages(root: Path, templates: Path, **content: Any) -> None:
     )
     environment.filters |= {"duration": duration, "cell": cell, "embedded": lambda name: _embedded(root / name)}
     for page in PAGES:
-        write_atomically(root / page, environment.get_template(page).render(COMPARED=COMPARED, **content).encode())
+        write_atomically(root / page, environment.get_template(page).render(**content).encode())
 
 
-COMPARED = ("optimizer", "learning rate", "sum of losses", "final loss", "diverged")
-"""What `comparison_rows` have."""
+def comparison_header(gain: str | None = None) -> tuple[str, ...]:
+    """Return the header of `comparison_rows`, for losses or for a gain."""
+    return (
+        "optimizer",
+        "learning rate",
+        f"sum of {f'{gain}s' if gain else 'losses'}",
+        f"final {gain or 'loss'}",
+        "diverged",
+    )
 
 
-def comparison_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The optimizers of a comparison's summary, a row each, to be printed."""
+def comparison_rows(summary: Summary) -> list[dict[str, Any]]:
+    """Return a row per optimizer of a comparison, to be printed."""
     return [
         {
-            "optimizer": LABELS.get(name, name),
-            "lr": "learned" if entry["lr"] is None else f"{entry['lr']:.3g}",
-            "sum": with_ci(entry["sum"]),
-            "final": with_ci(entry["final"]),
-            "diverged": entry["diverged"],
+            "optimizer": label_of(name),
+            "lr": "learned" if entry.lr is None else f"{entry.lr:.3g}",
+            "sum": entry.sum.shown(summary.sign),
+            "final": entry.final.shown(summary.sign),
+            "diverged": entry.diverged,
         }
-        for name, entry in comparison["optimizers"].items()
+        for name, entry in summary.optimizers.items()
     ]
 
 
 def duration(seconds: float) -> str:
-    """Seconds as one reads them."""
+    """Return a time in seconds as text in seconds, minutes, or hours and minutes."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -65,7 +74,7 @@ def duration(seconds: float) -> str:
 
 
 def cell(text: Any) -> str:
-    """Any text as a cell of a table in Markdown."""
+    """Return text as a cell of a Markdown table, special characters escaped."""
     line = " ".join(str(text).split())
     for special in "\\|`*_<>[]":
         line = line.replace(special, "\\" + special)
@@ -73,4 +82,5 @@ def cell(text: Any) -> str:
 
 
 def _embedded(path: Path) -> str:
+    """Return a picture as a data URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

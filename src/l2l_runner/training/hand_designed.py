@@ -9,11 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from l2l_runner import plots
 from l2l_runner.evaluation import comparison
 from l2l_runner.evaluation.comparison import Comparison
 from l2l_runner.evaluation.curves import Curves
 from l2l_runner.optimizers import HandDesigned
-from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.results import RunResult
 from l2l_runner.stopping import raise_if_stopped
@@ -81,7 +81,7 @@ class HandDesignedRun(Run[HandDesignedProgress]):
         entry = summary.optimizers[self.name]
         for step, (mean, ci95) in enumerate(zip(entry.curve, entry.ci95, strict=True)):
             self.record(event="step", step=step, loss=mean, ci95=ci95)
-        self.folder.draw(plotting.single_curve, "curve.png", self.name, summary.to_json())
+        self.folder.draw(plots.single_curve, "curve.png", self.name, summary)
         loss, losses = summary.gain or "loss", f"{summary.gain}s" if summary.gain else "losses"
         log.info(
             "%s at lr %.3g on %d validation problems of %s, %d steps: final %s %s, sum of %s %s, %d diverged",

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l2l_runner import distributed
+from l2l_runner import distributed, plots
 from l2l_runner.evaluation import comparison
 from l2l_runner.evaluation.comparison import Comparison
 from l2l_runner.evaluation.curves import Curves
 from l2l_runner.meta import MetaGradient, MetaTrainingConfig
 from l2l_runner.optimizers import HandDesigned
-from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.results import Entry, Interval, RunResult
 from l2l_runner.training.base import Run, new_rule
@@ -272,7 +271,7 @@ class MetaTraining(Run[MetaProgress]):
     def finish(self) -> RunResult:
         self._log_end()
         if distributed.is_first():
-            self.folder.draw(plotting.animation, "learning.gif", sorted(self.folder.frames.glob("*.png")))
+            self.folder.draw(plots.animation, "learning.gif", sorted(self.folder.frames.glob("*.png")))
         self._load_best()
         curves = self.evaluator.validate(self.rule)
         metrics = self._compare() if self.config.evaluate else curves.mean_metrics()
@@ -317,11 +316,11 @@ class MetaTraining(Run[MetaProgress]):
         summary = replace(summary, optimizers=summary.optimizers | self.shown)
         records = self.folder.records()
         self.folder.draw(
-            plotting.learning,
+            plots.learning,
             ["learning.png", f"frames/{self.progress.step:08d}.png"],
             self.progress.step,
             self.meta.steps,
-            summary.to_json(),
+            summary,
             [(r["step"], r["meta_loss"]) for r in records if r["event"] == "meta_step"],
             [(r["step"], r[self.config.score]["mean"], r["horizon"]) for r in records if r["event"] == "validation"],
             self.config.score,

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2l_runner import plots
 from l2l_runner.evaluation.curves import PICTURED
 from l2l_runner.evaluation.statistics import align, interval
 from l2l_runner.meta import OnlineConfig
 from l2l_runner.meta.base import global_norm
 from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Optimizer
-from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.results import Interval, RunResult
 from l2l_runner.training.arms import Arms, Window
@@ -231,7 +231,7 @@ class OnlineTraining(Arms[OnlineReading]):
 
     def _write(self, summary: Mapping[str, Any]) -> None:
         self.folder.write_json("online.json", summary)
-        self.folder.draw(plotting.online, "online.png", summary)
+        self.folder.draw(plots.online, "online.png", summary)
 
     def _draw_pictures(self) -> None:
         """Draw pictures.png where problems are pictures: a row per run, if none of those diverged."""
@@ -241,9 +241,9 @@ class OnlineTraining(Arms[OnlineReading]):
         optimizee = self.config.optimizee
         seeds = optimizee.seeds(self.config.seed, "train", 0, runs, self.runtime.device)
         ends = {(r.run, r.arm): r.loss for r in self.readings if r.step == self.steps}
-        names = {arm: plotting.arm_label(self.name, arm) for arm in ARMS}
+        names = {arm: plots.arm_label(self.name, arm) for arm in ARMS}
         picture = self.folder.draw(
-            plotting.pictures,
+            plots.pictures,
             "pictures.png",
             optimizee.name,
             {name: picture.cpu() for name, picture in optimizee.sample(seeds, self.runtime).sources().items()},

@@ -15,14 +15,13 @@ from typing import Any
 
 from torch import Tensor
 
-from l2l_runner import streams
+from l2l_runner import plots, streams
 from l2l_runner.evaluation.statistics import align, interval
 from l2l_runner.fields import plain
 from l2l_runner.meta import ReweightConfig
 from l2l_runner.optimizees import Problem
 from l2l_runner.optimizees.reweighted import Reweighted
 from l2l_runner.optimizers import HandDesigned, Optimizer
-from l2l_runner.plots import plotting
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.results import Interval, RunResult
 from l2l_runner.training.arms import Arms, Window
@@ -169,7 +168,7 @@ class Reweighting(Arms[ReweightingReading]):
 
     def _write(self, summary: Mapping[str, Any]) -> None:
         self.folder.write_json("reweighting.json", summary)
-        self.folder.draw(plotting.reweighting, "reweighting.png", summary)
+        self.folder.draw(plots.reweighting, "reweighting.png", summary)
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""The page of any set of runs and sweeps: what each has left is read, compared where it can be, and drawn."""
+"""The page of any set of runs and sweeps: `runs` finds them, `contents` reads, `figures` draws, `page` writes."""

@@ -1,4 +1,4 @@
-"""The page: all runs in a table, curves of those that can be compared, sweeps, and each run's own comparison."""
+"""The page of a report: a table of all runs, sweeps, curves of comparable runs, and each run's own comparison."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 from urllib.parse import quote
 
 import l2l_runner
-from l2l_runner.evaluation.statistics import with_ci
 from l2l_runner.pages.reporting.figures import LOSSES, Picture, curve_pictures, sweep_picture, validation_pictures
 from l2l_runner.pages.reporting.runs import Run
 from l2l_runner.pages.reporting.settings import differing, flat
 from l2l_runner.pages.write import write_pages
 
 COLUMNS = 6
-"""Settings that stand in the table of runs; where more differ, the others stand below it."""
+"""Largest number of settings in the table of runs; others are listed below it."""
 
 
 def write_report(root: Path, runs: Sequence[Run], sweeps: Sequence[Path]) -> None:
@@ -27,10 +26,14 @@ def write_report(root: Path, runs: Sequence[Run], sweeps: Sequence[Path]) -> Non
 
     Args:
         root: the folder.
-        runs: what is reported, numbered.
-        sweeps: folders whose subfolders are runs of one sweep.
+        runs: the runs of the report, numbered.
+        sweeps: folders whose subfolders are the runs of one sweep.
+
+    Raises:
+        OSError: the folder cannot be written.
+        StorageError: a page or a picture cannot be written.
     """
-    shutil.rmtree(root / "pictures", ignore_errors=True)  # of an earlier report
+    shutil.rmtree(root / "pictures", ignore_errors=True)  # those of an earlier report
     settings = [flat(run.config) for run in runs]
     given = {key for run in runs for key in run.overrides}
     chosen, follow = differing(settings, [run.kind for run in runs], given)
@@ -70,20 +73,18 @@ def write_report(root: Path, runs: Sequence[Run], sweeps: Sequence[Path]) -> Non
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    """A run's results as they are printed."""
-    figures = {
-        name: "" if value is None else with_ci(value) for name, value in (("final", run.final), ("sum", run.sum))
-    }
+    """Return a run's results as they are printed."""
+    figures = {name: "" if value is None else value.shown() for name, value in (("final", run.final), ("sum", run.sum))}
     return {**figures, "score": "" if run.score is None else f"{run.score:.4g}"}
 
 
 def _short(value: str) -> str:
-    """A value without the beginning of its path."""
+    """Return a value; of a long path only the last two parts."""
     return f"…/{'/'.join(value.split('/')[-2:])}" if value.startswith("/") and value.count("/") > 2 else value
 
 
 def _by_value(key: str, runs: Sequence[Run], settings: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
-    """Each value of a setting, with the numbers of the runs that have it."""
+    """Return each value of a setting with the numbers of the runs that have it."""
     values: dict[str, list[str]] = {}
     for run, one in zip(runs, settings, strict=True):
         if key in one:
@@ -92,7 +93,7 @@ def _by_value(key: str, runs: Sequence[Run], settings: Sequence[dict[str, str]])
 
 
 def _detail(root: Path, run: Run) -> dict[str, Any]:
-    """What a run alone has to show: its command, its table, its own pictures (copied), its files."""
+    """Return what the page shows of a single run: its command, table, pictures and files; copy the pictures."""
     pictures = []
     for name in run.pictures:
         file = f"pictures/run-{run.number}-{name}"
@@ -106,4 +107,5 @@ def _detail(root: Path, run: Run) -> dict[str, Any]:
 
 
 def _link(root: Path, path: Path) -> str:
+    """Return a link from the page to a folder."""
     return quote(os.path.relpath(path, root.resolve()))

@@ -1,4 +1,4 @@
-"""The settings in which configurations differ: those that were chosen, and those that follow from a choice."""
+"""The settings in which configurations differ: those that were chosen, and those that follow from another choice."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 LOCATION_PREFIXES = ("resume", "data.")
-"""What keys begin with that say where something is, not what is computed."""
+"""Prefixes of keys that say where files are, not what is computed."""
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """All values, as they are shown, by their dotted keys; the name of a group's choice by the group's own."""
+    """Return all values, as they are shown, by their dotted keys; the name of a group's choice by the group's key."""
     found: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -24,7 +24,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def shown(value: Any) -> str:
-    """A value as a configuration has it; 3 and 3.0 are the same."""
+    """Return a value as it is written in a configuration; 3 and 3.0 look the same."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float):
@@ -37,14 +37,15 @@ def shown(value: Any) -> str:
 def differing(
     settings: Sequence[Mapping[str, str]], kinds: Sequence[str], given: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """The keys in which those differ that have them: the chosen ones, groups first, and those that follow.
+    """Return the keys in which configurations differ: the chosen ones, groups first, and those that follow.
 
-    Chosen are groups, keys that a command line gave, and keys that differ between two whose groups around the key are
-    the same; the others differ because another group was chosen, as one optimizer's defaults do from another's.
+    Chosen are groups, keys given on a command line, and keys that differ between two configurations that agree in the
+    groups around the key. The others follow: they differ because another group was chosen, as the defaults of one
+    optimizer differ from those of another.
 
     Args:
-        settings: of each configuration, as `flat` has them.
-        kinds: of each, a group around all of its keys.
+        settings: of each configuration, as `flat` returns them; a configuration need not have every key.
+        kinds: of each configuration; it counts as a group around all keys.
         given: keys of command lines.
     """
     groups, chosen, follow = [], [], []
@@ -65,5 +66,6 @@ def differing(
 
 
 def _around(key: str) -> list[str]:
+    """Return the keys of the groups around a key."""
     parts = key.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]

@@ -1,5 +1,5 @@
-"""The figures of "Learning to learn by gradient descent by gradient descent" (arXiv 1606.04474), run and compared.
+"""The figures of "Learning to learn by gradient descent by gradient descent" (arXiv 1606.04474), reproduced.
 
-`stages` says what is to be run, `running` runs it, `results` reads what came out, `numbers` holds the paper's numbers
-and claims against it, `figures` draws and `page` writes it all down. A new figure has stages, panels and claims.
+`stages` lists the runs, `running` runs them, `results` reads their comparisons, `numbers` holds the paper's numbers and
+the claims, `figures` draws and `page` writes. A new figure needs stages, panels and claims.
 """

@@ -1,4 +1,4 @@
-"""The paper's figures, drawn of what came out of the stages: one look, one colour an optimizer."""
+"""The paper's figures, drawn from the results of the stages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from l2l_runner.optimizers import HAND_DESIGNED
 from l2l_runner.pages.reproduction.results import Results
 from l2l_runner.pages.reproduction.settings import Budget
 from l2l_runner.pages.reproduction.stages import grid
-from l2l_runner.plots.plotting import COLOURS, LABELS, draw_curves, new_axes, png, style_of
+from l2l_runner.plots.curves import draw_curves
+from l2l_runner.plots.style import LOOKS, label_of, look_of, new_axes, png
 
 DPI = 150
 
@@ -31,8 +32,8 @@ class Drawing:
         figure: its number.
         title: what it shows.
         caption: how to read it.
-        stages: whose results it shows.
-        draw: writes it to a path; False where there is nothing to be drawn.
+        stages: the stages that it shows.
+        draw: writes it to a path; returns False where there is nothing to draw.
     """
 
     figure: str
@@ -44,7 +45,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Panel:
-    """Loss curves of a stage's comparison, from a step on."""
+    """The loss curves of a stage's comparison, from the step `first` on."""
 
     title: str
     stage: str
@@ -52,13 +53,13 @@ class Panel:
 
 
 def drawings(budget: Budget) -> list[Drawing]:
-    """All figures."""
+    """Return all figures."""
     cells = grid(budget)
     four = [
         Panel("Quadratics, uniform", "quadratic-uniform"),
         Panel("Quadratics, gaussian", "quadratic-gaussian"),
         Panel("MNIST", "mnist"),
-        Panel("MNIST, going on", "mnist-200", 100),
+        Panel("MNIST, steps 100 to 200", "mnist-200", 100),
     ]
     five = [
         Panel("MNIST, 40 units", "mnist-40-units"),
@@ -66,62 +67,62 @@ def drawings(budget: Budget) -> list[Drawing]:
         Panel("MNIST, ReLU", "mnist-relu"),
     ]
     seven = [Panel("CIFAR-10", "cifar-10"), Panel("CIFAR-5", "cifar-5"), Panel("CIFAR-2", "cifar-2")]
-    eight = [Panel("64×64, the style trained with", "art-test"), Panel("128×128, a new style", "art-128")]
+    eight = [Panel("64×64, the training style", "art-test"), Panel("128×128, a new style", "art-128")]
     return [
         Drawing(
             "4",
             "Quadratics and MNIST",
             "Mean loss on held-out problems of the learned optimizer and of the baselines, each at its best learning "
             "rate; bands are 95 % confidence intervals. The uniform quadratics are those of the paper's released code, "
-            "which its figure fits; the gaussian ones are those of its text. On MNIST the optimizer was trained for "
-            "100 steps; the last panel is the same one going on to 200.",
+            "which agree with its figure; the Gaussian ones are those of its text. On MNIST the optimizer was trained "
+            "for 100 steps; the last panel shows it up to step 200.",
             _stages(four),
             _curves(four),
         ),
         Drawing(
             "5",
             "Other architectures",
-            "The optimizer that was trained on an MLP of 20 sigmoid units, applied without further training to 40 "
+            "The optimizer that was trained on an MLP with 20 sigmoid units, applied without further training to 40 "
             "units, to two layers of 20, and to ReLU.",
             _stages(five),
             _curves(five),
         ),
         Drawing(
             "6",
-            "Final loss against the size of the net",
-            "The same optimizer on nets of other numbers of hidden units and layers, loss at the last step, beside the "
-            "tuned baseline that is best there. The ring marks the net that it was trained on.",
+            "Final loss against the size of the network",
+            "The same optimizer on networks with other numbers of hidden units and layers: loss at the last step, "
+            "beside the best tuned baseline of each network. The ring marks the network that it was trained on.",
             tuple(cells.values()),
             _sizes(cells),
         ),
         Drawing(
             "7",
             "CIFAR-10 with two LSTMs",
-            "A convolutional net with batch norm; one LSTM for the convolutions, one for the fully connected layers. "
-            "LSTM-sub was trained on the five labels that CIFAR-5 and CIFAR-2 have none of.",
+            "A convolutional network with batch normalisation; one LSTM for the convolutions, one for the fully "
+            "connected layers. LSTM-sub was trained on the five labels that neither CIFAR-5 nor CIFAR-2 contains.",
             _stages(seven),
             _curves(seven),
         ),
         Drawing(
             "8",
             "Neural art",
-            "Content, style and total variation of an image, on held-out photographs.",
+            "Loss of content, style and total variation of an image, on held-out photographs.",
             _stages(eight),
             _curves(eight),
         ),
         Drawing(
             "9",
             "Neural art: the pictures",
-            "Above, the style trained with at the size trained with; below, a new style at twice the size. The "
-            "photographs are held out.",
+            "Above, the training style at the training size; below, a new style at twice the size. The photographs are "
+            "held out.",
             ("art-test", "art-128"),
             _pictures(("art-test", "art-128")),
         ),
         Drawing(
             "long",
             "Where the paper's optimizer fails",
-            "Optimizers trained on the MLP of 20 sigmoid units, the paper's LSTM and those with a remedy, far past "
-            "the horizon that they were trained for, and on ReLU. Left, means of the last tenth of the steps so far.",
+            "The paper's LSTM and optimizers with a remedy, trained on the MLP with 20 sigmoid units: far past their "
+            "training horizon, and on ReLU. Left, means of the last tenth of the steps so far.",
             ("long", "long-relu"),
             _long,
         ),
@@ -133,7 +134,7 @@ def _stages(panels: Sequence[Panel]) -> tuple[str, ...]:
 
 
 def _curves(panels: Sequence[Panel]) -> Callable[[Results, Path], bool]:
-    """A row of panels with one legend for all."""
+    """Return a function that draws a row of panels with one legend."""
 
     def draw(results: Results, path: Path) -> bool:
         if not any(results.optimizers(panel.stage) for panel in panels):
@@ -145,8 +146,8 @@ def _curves(panels: Sequence[Panel]) -> Callable[[Results, Path], bool]:
             if comparison is None:
                 _empty(place)
             else:
-                first = panel.first if panel.first < comparison["steps"] else 0
-                draw_curves(place, comparison["optimizers"], first, legend=False)
+                first = panel.first if panel.first < comparison.steps else 0
+                draw_curves(place, comparison.optimizers, first, legend=False)
         _legend(figure, axes)
         write_atomically(path, png(figure, DPI))
         return True
@@ -166,7 +167,7 @@ def _empty(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend below all panels, learned optimizers first; rates and numbers differ from panel to panel."""
+    """Draw one legend below all panels, learned optimizers first, without the rates, which differ between panels."""
     found: dict[str, Any] = {}
     for place in axes:
         for handle, label in zip(*place.get_legend_handles_labels(), strict=True):
@@ -176,18 +177,19 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     figure.legend(handles, order, loc="outside lower center", ncols=min(6, len(order)), frameon=False, fontsize=9)
 
 
-_BASELINES = [LABELS[name] for name in HAND_DESIGNED]
+_BASELINES = [label_of(name) for name in HAND_DESIGNED]
 
 
 def _sizes(cells: Mapping[tuple[int, int], str]) -> Callable[[Results, Path], bool]:
-    """Final loss against hidden units, a panel for each number of layers."""
+    """Return a function that draws final losses against hidden units, a panel per number of layers."""
 
     def draw(results: Results, path: Path) -> bool:
+        lstm = LOOKS["lstm"]
         there = {cell for cell, stage in cells.items() if results.final(stage, "lstm") and results.baselines(stage)}
         if not there:
             return False
         layers = sorted({layers for layers, _ in cells})
-        figure, axes = _row(len(layers), "hidden units a layer")
+        figure, axes = _row(len(layers), "hidden units per layer")
         for depth, place in zip(layers, axes, strict=True):
             place.set_title(f"{depth} hidden layer{'s' * (depth > 1)}", fontsize=11)
             done = sorted(hidden for d, hidden in there if d == depth)
@@ -197,21 +199,20 @@ def _sizes(cells: Mapping[tuple[int, int], str]) -> Callable[[Results, Path], bo
             for shift, best in ((-0.06, True), (0.06, False)):
                 names = [results.best_baseline(cells[depth, hidden]) if best else "lstm" for hidden in done]
                 finals = [
-                    results.optimizers(cells[depth, hidden])[name]["final"]
+                    results.optimizers(cells[depth, hidden])[name].final
                     for hidden, name in zip(done, names, strict=True)
                 ]
-                colour, style = ("#444444", "s--") if best else (COLOURS["lstm"], "o-")
+                colour, style = ("#444444", "s--") if best else (lstm.colour, "o-")
                 xs = np.arange(len(done)) + shift
-                means, halves = ([final[key] for final in finals] for key in ("mean", "ci95"))
-                label = "best tuned baseline" if best else LABELS["lstm"]
+                means, halves = [final.mean for final in finals], [final.ci95 for final in finals]
+                label = "best tuned baseline" if best else lstm.label
                 place.errorbar(xs, means, yerr=halves, fmt=style, color=colour, capsize=3, markersize=5, label=label)
                 for x, mean, name in zip(xs, means, names, strict=True):
                     if best:
-                        place.annotate(
-                            LABELS[name], (x, mean), (0, 7), textcoords="offset points", ha="center", fontsize=7
-                        )
+                        at: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
+                        place.annotate(label_of(name), (x, mean), (0, 7), **at)
                     elif depth == 1 and done[round(x - shift)] == 20:
-                        place.plot([x], [mean], "o", markersize=12, markerfacecolor="none", color=COLOURS["lstm"])
+                        place.plot([x], [mean], "o", markersize=12, markerfacecolor="none", color=lstm.colour)
             place.set_xticks(range(len(done)), [str(hidden) for hidden in done])
             place.set_xlim(-0.5, len(done) - 0.5)
             place.set_yscale("log")
@@ -223,7 +224,7 @@ def _sizes(cells: Mapping[tuple[int, int], str]) -> Callable[[Results, Path], bo
 
 
 def _pictures(stages: Sequence[str]) -> Callable[[Results, Path], bool]:
-    """The pictures that the stages' runs have left, one above the other."""
+    """Return a function that stacks the pictures that the stages left."""
 
     def draw(results: Results, path: Path) -> bool:
         found = [results.outcomes[s].folder.path / "pictures.png" for s in stages if results.comparison(s) is not None]
@@ -246,7 +247,7 @@ def _pictures(stages: Sequence[str]) -> Callable[[Results, Path], bool]:
 
 
 def _long(results: Results, path: Path) -> bool:
-    """Losses against the step, both logarithmic, and the change to ReLU."""
+    """Draw losses against the step, both logarithmic, and losses on ReLU."""
     if not (results.optimizers("long") or results.optimizers("long-relu")):
         return False
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
@@ -256,13 +257,11 @@ def _long(results: Results, path: Path) -> bool:
     axes[1].set_title("MNIST, ReLU", fontsize=11)
     optimizers = results.optimizers("long")
     for name, entry in reversed(list(optimizers.items())):
-        last = len(entry["curve"]) - 1
+        last = len(entry.curve) - 1
         steps = np.unique(np.geomspace(min(10, last), last, 200).astype(int))
         recent = np.array([results.recent("long", name, int(step)) for step in steps])
-        learned = entry["lr"] is None
-        label = LABELS.get(name, name)
-        style = style_of(name, list(optimizers))
-        axes[0].plot(steps, recent, label=label, linewidth=2 if learned else 1.4, **style)
+        width = 2 if entry.lr is None else 1.4
+        axes[0].plot(steps, recent, label=label_of(name), linewidth=width, **look_of(name, list(optimizers)).style)
     if optimizers:
         axes[0].set(xscale="log", yscale="log")
         axes[0].set_ylim(top=min(10.0, axes[0].get_ylim()[1]))

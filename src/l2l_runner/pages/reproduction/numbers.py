@@ -1,6 +1,6 @@
-"""The paper's numbers, and the claims that a reproduction is held against.
+"""The paper's numbers, and the claims that a reproduction is checked against.
 
-The paper prints no table: its numbers were read off its figures, to about ±5 %.
+The paper prints no table; its numbers were read off its figures, to about ±5 %.
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from l2l_runner.evaluation.statistics import with_ci
 from l2l_runner.pages.reproduction.results import Results
 from l2l_runner.pages.reproduction.settings import Budget
 from l2l_runner.pages.reproduction.stages import grid
-from l2l_runner.plots.plotting import LABELS
+from l2l_runner.plots.style import label_of
 
 
 @dataclass(frozen=True)
 class Row:
-    """Mean losses that the paper shows in one place.
+    """Mean losses of the paper, on one problem at one step.
 
     Attributes:
         figure: of the paper.
         what: the problem.
-        stage: whose comparison is of the same problem.
-        step: after which the losses are read.
+        stage: the stage that compares on the same problem.
+        step: the step at which the losses are read.
         losses: by optimizer.
     """
 
@@ -56,7 +55,12 @@ NUMBERS = [
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a claim holds here (None: what was run cannot tell), and the figures that say so."""
+    """Whether a claim holds here, with the results that decide it.
+
+    Attributes:
+        holds: None where what was run cannot decide it.
+        obtained: the results, as text.
+    """
 
     holds: bool | None
     obtained: str
@@ -71,9 +75,9 @@ class Claim:
 
     Attributes:
         key: its name in reports.
-        figure: where it belongs.
+        figure: the figure that it belongs to.
         text: what is claimed.
-        check: the verdict; None where what it needs was not run.
+        check: returns the verdict; None where what it needs was not run.
     """
 
     key: str
@@ -83,7 +87,7 @@ class Claim:
 
 
 def claims(budget: Budget) -> list[Claim]:
-    """All claims."""
+    """Return all claims."""
     cells = grid(budget)
     return [
         Claim("quadratic-best", "4", f"Quadratics, uniform: {_BELOW_ALL}", _below_all("quadratic-uniform")),
@@ -142,87 +146,93 @@ _HORIZON = "the learned optimizer is below every tuned baseline at every step"
 
 
 def _at_most(stage: str, bound: float, steps: int = 100, optimizer: str = "lstm", what: str = "final") -> Check:
-    """The `final` loss or the `sum` of losses is no higher than a bound, which is one for so many steps."""
+    """Check that the `final` loss or the `sum` of losses is at most a bound, which is one for so many steps."""
 
     def check(results: Results) -> Verdict | None:
         comparison = results.comparison(stage)
-        if comparison is None or optimizer not in comparison["optimizers"]:
+        if comparison is None or optimizer not in comparison.optimizers:
             return None
-        value, ran = comparison["optimizers"][optimizer][what], comparison["steps"]
-        holds = None if ran != steps else value["mean"] <= bound
-        return Verdict(holds, with_ci(value) + (f", after {ran} steps" if ran != steps else ""))
+        entry, ran = comparison.optimizers[optimizer], comparison.steps
+        value = entry.final if what == "final" else entry.sum
+        holds = None if ran != steps else value.mean <= bound
+        return Verdict(holds, value.shown() + (f", after {ran} steps" if ran != steps else ""))
 
     return check
 
 
 def _ratio(stage: str, bound: float) -> Check:
+    """Check that the final loss is at most `bound` times that of the best baseline."""
+
     def check(results: Results) -> Verdict | None:
         mine = results.final(stage, "lstm")
         if mine is None or not results.baselines(stage):
             return None
         best = results.best_baseline(stage)
-        theirs = results.final(stage, best)
-        assert theirs is not None
-        ratio = mine["mean"] / theirs["mean"]
-        return Verdict(ratio <= bound, f"{ratio:.2f} × {LABELS[best]}'s {with_ci(theirs)}")
+        theirs = results.optimizers(stage)[best].final
+        ratio = mine.mean / theirs.mean
+        return Verdict(ratio <= bound, f"{ratio:.2f} × {label_of(best)}'s {theirs.shown()}")
 
     return check
 
 
 def _below_all(stage: str) -> Check:
+    """Check that the learned optimizer ends below every baseline, with 95 % confidence in each difference."""
+
     def check(results: Results) -> Verdict | None:
         if not results.baselines(stage):
             return None
-        name = results.learned(stage)[0]
+        mine = results.optimizers(stage)[results.learned(stage)[0]].final
         gaps = {baseline: results.advantage(stage, baseline) for baseline in results.baselines(stage)}
-        # What diverged is above everything.
-        holds = math.isfinite(results.optimizers(stage)[name]["final"]["mean"]) and all(
-            not math.isfinite(results.optimizers(stage)[baseline]["final"]["mean"]) or gap["mean"] > gap["ci95"]
+        # A loss that diverged counts as above all others.
+        holds = math.isfinite(mine.mean) and all(
+            not math.isfinite(results.optimizers(stage)[baseline].final.mean) or gap.mean > gap.ci95
             for baseline, gap in gaps.items()
         )
         best = results.best_baseline(stage)
-        return Verdict(
-            holds,
-            f"{with_ci(results.optimizers(stage)[name]['final'])}; {LABELS[best]}, the best of them, higher by "
-            f"{with_ci(gaps[best])}",
-        )
+        return Verdict(holds, f"{mine.shown()}; {label_of(best)}, the best baseline, is higher by {gaps[best].shown()}")
 
     return check
 
 
 def _above_all(stage: str) -> Check:
+    """Check that the LSTM ends above every baseline."""
+
     def check(results: Results) -> Verdict | None:
         mine = results.final(stage, "lstm")
         if mine is None or not results.baselines(stage):
             return None
-        finals = [results.optimizers(stage)[name]["final"]["mean"] for name in results.baselines(stage)]
-        holds = not math.isfinite(mine["mean"]) or all(mine["mean"] > final for final in finals)
+        finals = {name: results.optimizers(stage)[name].final for name in results.baselines(stage)}
+        holds = not math.isfinite(mine.mean) or all(mine.mean > final.mean for final in finals.values())
         best = results.best_baseline(stage)
-        return Verdict(holds, f"{with_ci(mine)}; {LABELS[best]} {with_ci(results.optimizers(stage)[best]['final'])}")
+        return Verdict(holds, f"{mine.shown()}; {label_of(best)} {finals[best].shown()}")
 
     return check
 
 
 def _most(stages: list[str]) -> Check:
+    """Check that the LSTM ends below the best baseline in more than half of the stages."""
+
     def check(results: Results) -> Verdict | None:
         done = [stage for stage in stages if results.final(stage, "lstm") and results.baselines(stage)]
         if not done or len(done) < len(stages):
             return None
-        below = sum(results.advantage(stage, results.best_baseline(stage))["mean"] > 0 for stage in done)
+        below = sum(results.advantage(stage, results.best_baseline(stage)).mean > 0 for stage in done)
         return Verdict(2 * below > len(done), f"{below} of {len(done)}")
 
     return check
 
 
 def _whole_horizon(stage: str) -> Check:
+    """Check that the learned optimizer is below every baseline at every step."""
+
     def check(results: Results) -> Verdict | None:
         optimizers = results.optimizers(stage)
         if not results.baselines(stage):
             return None
-        mine = optimizers[results.learned(stage)[0]]["curve"]
-        theirs = [optimizers[name]["curve"] for name in results.baselines(stage)]
+        mine = optimizers[results.learned(stage)[0]].curve
+        theirs = [optimizers[name].curve for name in results.baselines(stage)]
         steps = range(1, len(mine))
-        # What diverged is above everything.
+        # A loss that diverged counts as above all others.
         below = [s for s in steps if math.isfinite(mine[s]) and all(not curve[s] <= mine[s] for curve in theirs)]
         since = next((s for s in steps if len([b for b in below if b >= s]) == len(mine) - s), None)
         end = f", at all from step {since} on" if since is not None else ""
@@ -232,25 +242,28 @@ def _whole_horizon(stage: str) -> Check:
 
 
 def _none_diverge(stage: str) -> Check:
+    """Check that the learned optimizer diverges on no problem."""
+
     def check(results: Results) -> Verdict | None:
         comparison = results.comparison(stage)
         if comparison is None:
             return None
-        diverged = comparison["optimizers"][results.learned(stage)[0]]["diverged"]
-        return Verdict(diverged == 0, f"{diverged} of {comparison['problems']} in {comparison['steps']} steps")
+        diverged = comparison.optimizers[results.learned(stage)[0]].diverged
+        return Verdict(diverged == 0, f"{diverged} of {comparison.problems} in {comparison.steps} steps")
 
     return check
 
 
 def _no_worse(stage: str, baseline: str) -> Check:
+    """Check that the final loss is no higher than that of a baseline."""
+
     def check(results: Results) -> Verdict | None:
         if baseline not in results.optimizers(stage):
             return None
-        mine = results.optimizers(stage)[results.learned(stage)[0]]["final"]
-        theirs, gap = results.optimizers(stage)[baseline]["final"], results.advantage(stage, baseline)
-        holds = math.isfinite(mine["mean"]) and not mine["mean"] > theirs["mean"]
-        return Verdict(
-            holds, f"{with_ci(mine)}; {LABELS[baseline]} {with_ci(theirs)}, which is higher by {with_ci(gap)}"
-        )
+        mine = results.optimizers(stage)[results.learned(stage)[0]].final
+        theirs, gap = results.optimizers(stage)[baseline].final, results.advantage(stage, baseline)
+        holds = math.isfinite(mine.mean) and not mine.mean > theirs.mean
+        text = f"{mine.shown()}; {label_of(baseline)} {theirs.shown()}, which is higher by {gap.shown()}"
+        return Verdict(holds, text)
 
     return check

@@ -1,8 +1,7 @@
-"""The page: every figure, the paper's numbers beside those obtained, the claims, the settings, the time taken."""
+"""The page of a reproduction: figures, the paper's numbers beside those obtained, claims, commands and times."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +9,15 @@ from typing import Any
 
 import l2l_runner
 from l2l_runner.errors import ConfigError, reason
-from l2l_runner.evaluation.statistics import with_ci
-from l2l_runner.files import jsonable
+from l2l_runner.files import jsonable, read_json, write_json
 from l2l_runner.pages.reproduction.figures import Drawing, drawings
 from l2l_runner.pages.reproduction.numbers import NUMBERS, claims
 from l2l_runner.pages.reproduction.results import Results
 from l2l_runner.pages.reproduction.running import StageOutcome
 from l2l_runner.pages.reproduction.settings import ReproduceConfig
-from l2l_runner.pages.write import comparison_rows, write_pages
-from l2l_runner.plots.plotting import LABELS
-from l2l_runner.runs.folder import RunFolder
+from l2l_runner.pages.write import comparison_header, comparison_rows, write_pages
+from l2l_runner.plots.style import label_of
+from l2l_runner.runs.results import Interval, Summary
 
 TITLE = "Learning to learn by gradient descent by gradient descent, reproduced"
 
@@ -27,13 +25,19 @@ TITLE = "Learning to learn by gradient descent by gradient descent, reproduced"
 def write_report(
     root: Path, config: ReproduceConfig, outcomes: Mapping[str, StageOutcome], machine: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Draw the figures and write index.html, index.md and report.json into `root`; the content of report.json.
+    """Draw the figures and write index.html, index.md and report.json into `root`.
 
     Args:
         root: the folder.
-        config: what was asked for.
+        config: of the reproduction.
         outcomes: how the stages ended, by name.
         machine: what it was computed on.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        StorageError: a file cannot be written.
     """
     results = Results(outcomes)
     report: dict[str, Any] = {
@@ -49,31 +53,38 @@ def write_report(
         "stages": [_stage(outcome) for outcome in outcomes.values()],
     }
     report = jsonable(report)
-    RunFolder(root).write_json("report.json", report)
-    write_pages(root, Path(__file__).parent / "templates", title=TITLE, report=report, verdict=verdict)
+    write_json(root / "report.json", report)
+    write_pages(
+        root,
+        Path(__file__).parent / "templates",
+        title=TITLE,
+        report=report,
+        verdict=verdict,
+        compared=comparison_header(),
+    )
     return report
 
 
 def keep(root: Path, target: Path) -> None:
-    """Copy the figures, the page in Markdown and the report."""
+    """Copy the figures, the page in Markdown and report.json."""
     (target / "figures").mkdir(parents=True, exist_ok=True)
     for name in ("index.md", "report.json"):
         shutil.copyfile(root / name, target / name)
-    for picture in json.loads((root / "report.json").read_text())["figures"]:
+    for picture in read_json(root / "report.json")["figures"]:
         if picture["file"] is not None:
             shutil.copyfile(root / picture["file"], target / picture["file"])
 
 
 def held_before(path: Path, budget: str) -> set[str]:
-    """The claims that hold in an earlier report, if it is there and of the same budget.
+    """Return the claims that hold in an earlier report; none where it does not exist or is of another budget.
 
     Raises:
-        ConfigError: it is no report.
+        ConfigError: the file is no report.
     """
-    if not path.exists():
-        return set()
     try:
-        earlier = json.loads(path.read_text())
+        earlier = read_json(path)
+        if earlier is None:
+            return set()
         held = {str(claim["key"]) for claim in earlier["claims"] if claim["holds"]}
         return held if earlier["budget"] == budget else set()
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -83,17 +94,17 @@ def held_before(path: Path, budget: str) -> set[str]:
 
 
 def remember(path: Path, report: Mapping[str, Any]) -> None:
-    """Write down what held, for `held_before`: of claims that were not judged this time, what was known of them."""
+    """Write down which claims held, for `held_before`; claims that were not checked this time keep their verdict."""
     claims = {claim["key"]: claim["holds"] for claim in report["claims"] if claim["holds"] is not None}
     held = dict.fromkeys(held_before(path, report["budget"]), True) | claims
     content = {"budget": report["budget"], "claims": [{"key": key, "holds": held[key]} for key in sorted(held)]}
-    RunFolder(path.parent).write_json(path.name, content)
+    write_json(path, content)
 
 
 def verdict(claim: Mapping[str, Any]) -> str:
-    """Whether a claim of a report holds, in a word or two."""
+    """Return whether a claim of a report holds, as text."""
     if claim["holds"] is None:
-        return "not run" if claim["obtained"] is None else "cannot be told"
+        return "not run" if claim["obtained"] is None else "undecided"
     return "holds" if claim["holds"] else "fails"
 
 
@@ -112,9 +123,9 @@ def _figure(root: Path, drawing: Drawing, results: Results) -> dict[str, Any]:
     }
 
 
-def _table(stage: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """A comparison as rows to be printed."""
-    sizes = {"steps": comparison["steps"], "problems": comparison["problems"]}
+def _table(stage: str, comparison: Summary) -> dict[str, Any]:
+    """Return a comparison as rows to be printed."""
+    sizes = {"steps": comparison.steps, "problems": comparison.problems}
     return {"stage": stage, **sizes, "rows": comparison_rows(comparison)}
 
 
@@ -125,7 +136,7 @@ def _numbers(results: Results, figures: Sequence[str]) -> list[dict[str, Any]]:
             losses = {}
             for name, paper in row.losses.items():
                 value = results.loss(row.stage, name, row.step)
-                losses[LABELS[name]] = {"paper": paper, "obtained": None if value is None else with_ci(value)}
+                losses[label_of(name)] = {"paper": paper, "obtained": None if value is None else value.shown()}
             rows.append({"figure": row.figure, "what": row.what, "step": row.step, "losses": losses})
     return rows
 
@@ -134,19 +145,17 @@ HORIZONS = (100, 200, 1000, 10_000)
 
 
 def _horizons(results: Results) -> list[dict[str, Any]]:
-    """How far past its horizon each optimizer stays useful, and whether it survives the change to ReLU."""
+    """Return the losses of each optimizer past its training horizon, and on ReLU."""
     rows = []
     for name in dict.fromkeys([*results.optimizers("long"), *results.optimizers("long-relu")]):
         losses = {step: results.recent("long", name, step) for step in HORIZONS}
         relu, entry = results.final("long-relu", name), results.optimizers("long").get(name)
         rows.append(
             {
-                "optimizer": LABELS.get(name, name),
-                "losses": {
-                    step: "" if loss is None else with_ci({"mean": loss, "ci95": None}) for step, loss in losses.items()
-                },
-                "diverged": "" if entry is None else str(entry["diverged"]),
-                "relu": "" if relu is None else with_ci(relu),
+                "optimizer": label_of(name),
+                "losses": {step: "" if loss is None else Interval(loss).shown() for step, loss in losses.items()},
+                "diverged": "" if entry is None else str(entry.diverged),
+                "relu": "" if relu is None else relu.shown(),
             }
         )
     return rows

@@ -1,8 +1,7 @@
-"""Running the stages: what is finished is skipped, what was stopped goes on, and one failure doesn't end the others."""
+"""Running the stages: finished stages are skipped, stopped ones resumed, and a failure does not end the others."""
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
@@ -21,11 +20,11 @@ from tqdm import tqdm
 from l2l_runner.errors import DataError, StorageError
 from l2l_runner.pages.reproduction.stages import Stage, folder_name
 from l2l_runner.runs.folder import RunFolder
+from l2l_runner.runs.reading import read_latest, read_result
 from l2l_runner.stopping import stop_requests
 
 log = logging.getLogger(__name__)
 POLL = 0.2  # seconds
-TAIL = 4096  # bytes
 
 
 @dataclass
@@ -35,10 +34,10 @@ class StageOutcome:
     Attributes:
         stage: what was run.
         folder: of the run.
-        arguments: of its command, without what only says where and with what.
-        status: finished, failed, without data, skipped (because of another's failure) or stopped.
-        seconds: that it took, in all attempts.
-        error: the sentence that says what was wrong.
+        arguments: of its command, without those that say only where and with what it computes.
+        status: finished, failed, without data, skipped (because a stage that it needs failed) or stopped.
+        seconds: of all attempts.
+        error: one sentence; None where there was no error.
     """
 
     stage: Stage
@@ -50,24 +49,24 @@ class StageOutcome:
 
     @property
     def command(self) -> str:
-        """What a user would type."""
+        """The command that a user would type."""
         return f"python -m l2l_runner.{self.stage.command} {shlex.join(self.arguments)}"
 
 
 def run_stages(stages: Sequence[Stage], root: Path, machine: Sequence[str], jobs: int) -> dict[str, StageOutcome]:
-    """Run stages, each after those that it needs, as many as `jobs` at once.
+    """Run stages, each after those that it needs.
 
     Args:
-        stages: in the order in which they are to be run, where that is free.
-        root: their folders lie in it.
-        machine: arguments that say where and with what all of them are computed.
-        jobs: stages at once.
+        stages: in their order, where that is free.
+        root: the folder of their folders.
+        machine: arguments that say where and with what all stages compute.
+        jobs: largest number of stages that run at once.
 
     Returns:
-        How each ended, by name. After Ctrl-C or SIGTERM, what isn't finished is `stopped`.
+        How each ended, by name. After Ctrl-C or SIGTERM, unfinished stages are `stopped`.
 
     Raises:
-        StorageError: another process is at work in `root`.
+        StorageError: another process works in `root`.
     """
     outcomes = {outcome.stage.name: outcome for outcome in _outcomes(stages, root)}
     waiting = [outcome for outcome in outcomes.values() if outcome.status != "finished"]
@@ -98,10 +97,11 @@ def run_stages(stages: Sequence[Stage], root: Path, machine: Sequence[str], jobs
 
 
 def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[StageOutcome]:
+    """Find what earlier attempts at the stages left."""
     folders: dict[str, str] = {}
     for stage in stages:
         arguments = stage.resolved(folders)
-        # What a stage is does not depend on where the results lie.
+        # The name of a stage's folder does not depend on the folder of all results.
         name = folder_name(stage, stage.resolved({n: Path(path).name for n, path in folders.items()}))
         folder = RunFolder(root / name)
         # As a user in this folder would type it.
@@ -109,7 +109,8 @@ def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[StageOutcome]:
         folders[stage.name] = str(folder.path.relative_to(Path.cwd()) if here else folder.path)
         outcome = StageOutcome(stage, folder, arguments)
         outcome.seconds = (RunFolder(root).read_json(f"{name}.json") or {"seconds": 0.0})["seconds"]
-        if (folder.read_json("result.json") or {"status": "none"})["status"] in ("completed", "diverged"):
+        result = read_result(folder.path)
+        if result is not None and result.has_ended:
             outcome.status = "finished"
         yield outcome
 
@@ -119,17 +120,17 @@ def _start(outcome: StageOutcome, machine: Sequence[str]) -> Popen[bytes]:
     if folder.last.exists():
         arguments = [f"resume={folder.path}", *machine]
     else:
-        if folder.claimed:  # by an attempt that left nothing to go on from
+        if folder.claimed:  # by an attempt that left no checkpoint to resume from
             shutil.rmtree(folder.path)
         arguments = [*outcome.arguments, *machine, f"hydra.run.dir={folder.path}"]
     with open(_log_of(folder), "wb") as output:
-        # In a session of its own: Ctrl-C in a terminal would reach it twice.
+        # In a session of its own, because Ctrl-C in a terminal would reach it twice.
         command = [sys.executable, "-m", f"l2l_runner.{outcome.stage.command}", *arguments]
         return Popen(command, stdout=output, stderr=STDOUT, start_new_session=True)
 
 
 def _reap(running: dict[Popen[bytes], tuple[StageOutcome, float]], bar: tqdm[Any], wait: bool = False) -> None:
-    """Note how those have ended that have."""
+    """Record the outcomes of the stages that ended."""
     for process, (outcome, since) in list(running.items()):
         code = process.wait() if wait else process.poll()
         if code is None:
@@ -149,7 +150,7 @@ def _reap(running: dict[Popen[bytes], tuple[StageOutcome, float]], bar: tqdm[Any
 
 
 def _error(output: Path, code: int) -> str:
-    """What a run said of its failure."""
+    """Return the error that a run printed."""
     lines = output.read_text(errors="replace").splitlines()
     said = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
     return said[-1] if said else f"It ended with exit code {code}; see {output}."
@@ -160,23 +161,17 @@ def _log_of(folder: RunFolder) -> Path:
 
 
 def _where(outcome: StageOutcome) -> str:
-    """A running stage with the last figures that it has recorded."""
-    if not outcome.folder.metrics.exists():
+    """Return the name of a running stage, with the latest meta-loss that it recorded."""
+    record = read_latest(outcome.folder.path, "meta_step")
+    if record is None:
         return outcome.stage.name
-    with open(outcome.folder.metrics, "rb") as file:
-        file.seek(max(0, file.seek(0, 2) - TAIL))
-        lines = file.read().split(b"\n")
-    for line in reversed(lines[:-1]):
-        if line.startswith(b'{"event": "meta_step"'):
-            record = json.loads(line)
-            loss = "diverged" if record["meta_loss"] is None else f"{record['meta_loss']:.3g}"
-            return f"{outcome.stage.name} at meta-step {record['step']}, meta-loss {loss}"
-    return outcome.stage.name
+    loss = "diverged" if record["meta_loss"] is None else f"{record['meta_loss']:.3g}"
+    return f"{outcome.stage.name} at meta-step {record['step']}, meta-loss {loss}"
 
 
 @contextmanager
 def _none_left(running: Iterable[Popen[bytes]]) -> Iterator[None]:
-    """End those that an error, or a second Ctrl-C, would leave at work in folders that are then anybody's."""
+    """Terminate the processes that an error, or a second Ctrl-C, would leave working in unlocked folders."""
     try:
         yield
     finally:
@@ -188,10 +183,10 @@ def _none_left(running: Iterable[Popen[bytes]]) -> Iterator[None]:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """Be the only one at work in `root`.
+    """Lock `root` for this process.
 
     Raises:
-        StorageError: another process is.
+        StorageError: another process has locked it.
     """
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".lock", timeout=0)
@@ -199,8 +194,7 @@ def _alone(root: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise StorageError(
-            f"Another process is at work in {root}: wait for its end, or give this one a folder of its own with "
-            "folder=FOLDER."
+            f"Another process works in {root}: wait until it ends, or choose another folder with folder=FOLDER."
         ) from error
     try:
         yield

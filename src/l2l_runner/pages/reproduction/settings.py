@@ -20,11 +20,11 @@ class Budget:
 
     Attributes:
         name: the configuration's name for it.
-        hidden: hidden units a layer of the nets of figure 6.
-        layers: hidden layers of the nets of figure 6.
+        hidden: numbers of hidden units per layer of the networks of figure 6.
+        layers: numbers of hidden layers of the networks of figure 6.
         train: settings of all meta-trainings.
         eval: settings of all evaluations.
-        settings: more of them, by shell patterns of the stages' names; where two say something, the last counts.
+        settings: further settings, by shell patterns of stage names; the last setting of a key counts.
     """
 
     name: str
@@ -41,9 +41,9 @@ class ArtFiles:
 
     Attributes:
         content: a folder of photographs.
-        style: a painting, whose style is trained with.
-        new_style: a painting, whose style is tested with.
-        weights: of the network that sees them; null for torchvision's.
+        style: the painting of the training style.
+        new_style: the painting of the test style.
+        weights: of the feature network; null for those of torchvision.
     """
 
     content: str = path()
@@ -57,11 +57,11 @@ class ReproduceConfig:
     """All of `reproduce`.
 
     Attributes:
-        figures: those to be made.
+        figures: the figures to reproduce.
         seed: of all runs.
-        jobs: runs at once.
+        jobs: number of runs at once.
         folder: of the results and the page.
-        art: what figures 8 and 9 are made of.
+        art: files for figures 8 and 9.
         against: a report whose claims must still hold.
         keep: a folder that gets a copy of the figures, the page and the report.
         budget: how much is computed.
@@ -82,10 +82,10 @@ class ReproduceConfig:
 
 
 def parse_reproduce(node: Mapping[str, Any]) -> ReproduceConfig:
-    """The whole of a composed `reproduce` configuration.
+    """Parse a composed `reproduce` configuration.
 
     Raises:
-        ConfigError: as `parse_train`.
+        ConfigError: a key or a value is not valid, or a figure is unknown.
     """
     parts = {key: value for key, value in node.items() if key != "figure"}
     given = node.get("figure")

@@ -1,4 +1,4 @@
-"""What is to be run: each stage is one run of `train` or `eval`, as a user would type it."""
+"""The stages of a reproduction: each is one run of `train` or `eval`, as a user would type it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Stage:
     """One run.
 
     Attributes:
-        name: its own.
-        figures: those that show its result.
+        name: unique among the stages.
+        figures: the figures that show its result.
         command: train or eval.
-        arguments: of that command; <name> in them stands for the folder of another stage's run.
+        arguments: of the command; <name> in them stands for the folder of the stage of that name.
     """
 
     name: str
@@ -37,28 +37,29 @@ class Stage:
         return tuple(name for argument in self.arguments for name in _REFERENCE.findall(argument))
 
     def resolved(self, folders: Mapping[str, str]) -> list[str]:
-        """The arguments with folders in the place of names."""
+        """Return the arguments with the folders of the stages that they name."""
         return [_REFERENCE.sub(lambda found: folders[found[1]], argument) for argument in self.arguments]
 
 
 def folder_name(stage: Stage, arguments: Sequence[str]) -> str:
-    """The name of a stage's folder: other arguments, another folder."""
+    """Return the name of a stage's folder, which is another one for other arguments."""
     digest = hashlib.sha256("\0".join([stage.command, *arguments]).encode()).hexdigest()
     return f"{stage.name}-{digest[:8]}"
 
 
 def stages_of(config: ReproduceConfig) -> list[Stage]:
-    """The stages of the figures that are wanted, with all that they need, those that need others after these.
+    """Return the stages of the configured figures with all that they need, each after those that it needs.
 
     Raises:
-        ConfigError: the budget has settings for a stage that there isn't.
+        ConfigError: the budget has settings for an unknown stage.
     """
     table = [_with_budget(stage, config) for stage in _table(config)]
     names = [stage.name for stage in table]
     for pattern in config.budget.settings:
         if not any(fnmatchcase(name, pattern) for name in names):
+            known = ", ".join(names)
             raise ConfigError(
-                f"budget.settings.{pattern} fits none of the stages {', '.join(names)}.{did_you_mean(pattern, names)}"
+                f"budget.settings.{pattern} matches none of the stages {known}.{did_you_mean(pattern, names)}"
             )
     by_name = {stage.name: stage for stage in table}
     wanted = [stage.name for stage in table if set(stage.figures) & set(config.figures)]
@@ -71,12 +72,12 @@ def stages_of(config: ReproduceConfig) -> list[Stage]:
 
 
 def grid(budget: Budget) -> dict[tuple[int, int], str]:
-    """The stages of figure 6, by (layers, hidden units)."""
+    """Return the stages of figure 6, by (layers, hidden units)."""
     return {(layers, hidden): f"mnist-{layers}x{hidden}" for layers in budget.layers for hidden in budget.hidden}
 
 
 def _table(config: ReproduceConfig) -> list[Stage]:
-    """All stages, without a budget's settings."""
+    """Return all stages, without the settings of the budget."""
     mnist, art = "checkpoint=<mnist>", ("checkpoint=<art>", "optimizee.part=test")
     first = "init=<mnist-14x14>"
     others = [f"others.{name}=<{stage}>" for name, stage in _VARIANTS.items()]
@@ -126,7 +127,7 @@ _VARIANTS = {
 
 
 def _with_budget(stage: Stage, config: ReproduceConfig) -> Stage:
-    """The stage with the settings of the budget: for its command, then for its name; the last of a key counts."""
+    """Return the stage with the budget's settings for its command and its name; the last setting of a key counts."""
     more = list(config.budget.train if stage.command == "train" else config.budget.eval)
     for pattern, settings in config.budget.settings.items():
         if fnmatchcase(stage.name, pattern):
