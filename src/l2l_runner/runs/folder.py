@@ -143,7 +143,7 @@ class RunFolder:
         return files.read_json(self.path / name)
 
     def draw(self, plot: Callable[..., None], names: str | Sequence[str], *data: Any) -> Path:
-        """Have a function of `plotting` draw a picture of the folder, or the same one under several names; the first.
+        """Draw a picture into the folder with a function of `plots`, under one or several names; return the first path.
 
         Raises:
             StorageError: it could not be written.
