@@ -177,7 +177,7 @@ def test_what_is_refused_is_named(patterns: dict[str, list[str]], words: str) ->
 def test_groups_without_anything_to_learn_are_refused() -> None:
     every = {"patterns": ["*"], "optimizer": SGD}
     for groups, words in [({"a": every}, "(in a)"), ({}, "(there is no group)"), ({"a": None}, "(there is no group)")]:
-        with pytest.raises(ConfigError, match=re.escape(f"optimizer.groups has nothing to be learned {words}")):
+        with pytest.raises(ConfigError, match=re.escape(f"optimizer.groups has nothing to learn {words}")):
             parse_optimizer({"name": "groups", "groups": groups})
     nested = {"name": "groups", "groups": {"a": {"patterns": ["*"], "optimizer": LSTM}}}
     with pytest.raises(ConfigError, match=r"optimizer\.groups\.b\.optimizer is groups again"):

@@ -19,15 +19,11 @@ from l2l_runner.errors import ConfigError, DataError
 from l2l_runner.models.convnet import CifarConvNet, ConvNet, DigitsConvNet
 from l2l_runner.models.resnet import CifarResNet
 from l2l_runner.optimizees.data import load_images
-from l2l_runner.runs import checkpoint
 from problems import (
     DATA,
-    OPTIMIZEE_FILES,
-    OPTIMIZER_FILES,
     RUNTIME,
     needs_cifar,
     optimizee,
-    parse_optimizee,
     problems,
     scattered,
 )
@@ -426,17 +422,6 @@ def test_labels_are_those_that_are_kept_renumbered_in_their_order():
         torch.testing.assert_close(problem.loss(start, 3)[i], expected, rtol=1e-12, atol=0)
     everything = problems("module", 2, labels=list(range(10)))
     assert torch.equal(everything.loss(everything.init(), 1), whole.loss(whole.init(), 1))
-
-
-def test_an_older_checkpoint_of_a_module_has_all_labels(tmp_path):
-    node = {key: value for key, value in OPTIMIZEE_FILES["module"].items() if key != "labels"}
-    config = {"seed": 0, "optimizee": node, "optimizer": OPTIMIZER_FILES["lstm"]}
-    optimizer = checkpoint.build_optimizer({**config, "optimizee": OPTIMIZEE_FILES["module"]}, 0)
-    state = {"config": config, "optimizer": optimizer.state_dict(), "meta_optimizer": {}, "progress": {}}
-    checkpoint.save(tmp_path / "best.pt", state)
-    content = checkpoint.load(tmp_path / "best.pt")
-    assert parse_optimizee(content["config"]["optimizee"]).labels is None
-    assert checkpoint.restore_rule(content, tmp_path / "best.pt").coordinatewise
 
 
 # Networks

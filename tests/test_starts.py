@@ -409,7 +409,7 @@ def test_what_an_optimizee_cannot_give_is_refused(changes):
 
 
 def test_an_optimizer_without_anything_to_learn_is_refused():
-    with pytest.raises(ConfigError, match="nothing to be learned"):
+    with pytest.raises(ConfigError, match="nothing to learn"):
         adaptation(start="random")
 
 

@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_refused() -> None:
             parse_optimizer({**OPTIMIZER_FILES["module_transform"], "module": module}).build(layout, torch.Generator())
     for pattern, words in {
         "no.*": r"no\.\*, which fits none of the parameters a\.b",
-        "*": "nothing to be learned",
+        "*": "nothing to learn",
     }.items():
         with pytest.raises(ConfigError, match=words):
             transformed("metasgd", layout, patterns={pattern: "none"})

@@ -88,7 +88,7 @@ class Imbalance(Optimizee):
             return Layout({name: tuple(p.shape) for name, p in LeNet(self.side).named_parameters()})
 
     def sample(self, seeds: Tensor, runtime: Runtime) -> ImbalanceProblem:
-        """As `Optimizee.sample`.
+        """Return problems as `Optimizee.sample` does.
 
         Raises:
             ConfigError: the rare class has no image, or the data set has too few images of a class.

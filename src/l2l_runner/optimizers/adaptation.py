@@ -34,15 +34,15 @@ from l2l_runner.optimizers.warp import WarpConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptationConfig(LearnedConfig):
-    """u = −lr T(g), from a start θ0 and through warp layers, of which each may be learned or absent.
+    """u = −lr T(g), from a start θ0 and through warp layers.
 
     Attributes:
         lr: constant factor.
         start: learned, or random, as the problems give it.
-        fresh: parameters, by shell patterns of their names, that start as the problems say even so, such as a head.
-        own: each task that is trained on keeps its own of the fresh parameters, learned with all else.
+        fresh: shell patterns of the names of parameters, such as those of a head, that start as the problems give them.
+        own: keep the fresh parameters of each training task, and learn them too.
         warp: the layers at each of the network's sites; null for none.
-        transform: T, of each tensor: none, or one that is learned with the start, as in MetaSGD and meta-curvature.
+        transform: T of each tensor: none, or one that is learned with the start, as in MetaSGD and meta-curvature.
     """
 
     name: str = named("maml", "fomaml", "reptile", "leap", "finetune", "warp", "warp_leap")
@@ -54,19 +54,19 @@ class AdaptationConfig(LearnedConfig):
     transform: str = choice(*PATTERNS)
 
     def __post_init__(self) -> None:
-        """Refuse what would be left unused.
+        """Refuse settings that would have no effect.
 
         Raises:
-            ConfigError: parts of a random start are to be learned, or start at random; tasks have nothing of their own.
+            ConfigError: `fresh` or `own` is set for a random start, or `own` without `fresh`.
         """
         if not self.learns_start and (self.own or self.fresh):
             raise ConfigError(
-                "optimizer.start=random learns no start, of which optimizer.fresh and optimizer.own could leave out or "
-                "multiply parts: use optimizer.start=learned, or optimizer.fresh=[] and optimizer.own=false."
+                "optimizer.fresh and optimizer.own change a learned start, but optimizer.start=random learns no start: "
+                "use optimizer.start=learned, or optimizer.fresh=[] and optimizer.own=false."
             )
         if self.own and not self.fresh:
             raise ConfigError(
-                "optimizer.own=true keeps for each task those parameters that optimizer.fresh names, and it has none: "
+                "optimizer.own=true keeps the parameters that optimizer.fresh names for each task, but it names none: "
                 "use optimizer.fresh=[head.*], say, or optimizer.own=false."
             )
 

@@ -39,46 +39,47 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupsConfig(LearnedConfig):
-    """Which parameters are whose.
+    """The settings of groups of parameters.
 
     Attributes:
-        groups: by name; null is no group.
+        groups: by name; null leaves a group out.
     """
 
     name: str = named("groups")
     groups: dict[str, Group | None]
 
     def __post_init__(self) -> None:
-        """Refuse what isn't groups, or has nothing to learn.
+        """Refuse groups in groups, rules that change the problems, and groups with nothing to learn.
 
         Raises:
-            ConfigError: a group has a name that is no word, groups of its own, or no rule of updates; none is learned.
+            ConfigError: a group's name is not an identifier, its rule is groups or learns more than updates, or no
+                group has a learned rule.
         """
         for name, group in self.given.items():
             if not name.isidentifier():
                 raise ConfigError(f"optimizer.groups has a group {name!r}; expected a name of letters, digits and _.")
             if group.optimizer.name == self.name:
-                raise ConfigError(f"optimizer.groups.{name}.optimizer is groups again: put those beside the others.")
+                raise ConfigError(f"optimizer.groups.{name}.optimizer is groups again: list its groups here instead.")
             if not group.optimizer.learns <= {UPDATES}:
                 raise ConfigError(
-                    f"optimizer.groups.{name}.optimizer learns {' and '.join(sorted(group.optimizer.learns))}, and a "
+                    f"optimizer.groups.{name}.optimizer learns {' and '.join(sorted(group.optimizer.learns))}, but a "
                     "group takes rules that learn updates or nothing: give it another, such as lstm or sgd."
                 )
         if not any(group.optimizer.learns for group in self.given.values()):
             found = f"in {', '.join(self.given)}" if self.given else "there is no group"
             raise ConfigError(
-                f"optimizer.groups has nothing to be learned ({found}): give one of its groups a learned optimizer, "
-                "such as lstm."
+                f"optimizer.groups has nothing to learn ({found}): give one of its groups a learned optimizer, such as "
+                "lstm."
             )
 
     @property
     def given(self) -> dict[str, Group]:
-        """The groups that there are."""
+        """The groups that are not left out."""
         return {name: group for name, group in self.groups.items() if group is not None}
 
     @property
     def coordinatewise(self) -> bool:  # type: ignore[override]
-        """Whether all learned ones are."""
+        """Whether all learned rules are coordinatewise."""
         rules = [group.optimizer for group in self.given.values()]
         return all(rule.coordinatewise for rule in rules if rule.learns)
 
@@ -102,7 +103,7 @@ class GroupsConfig(LearnedConfig):
         return assigned
 
     def build(self, layout: Layout, generator: torch.Generator) -> Grouped:
-        """As `LearnedConfig.build`.
+        """Build the rules of all groups.
 
         Raises:
             ConfigError: as `assign`; or a group or a pattern fits no parameter.

@@ -17,13 +17,13 @@ from l2l_runner.optimizers.recurrent import Recurrent
 
 @dataclass(frozen=True, kw_only=True)
 class LSTMConfig(LearnedConfig):
-    """What makes an LSTM optimizer.
+    """The settings of an LSTM optimizer.
 
     Attributes:
         hidden: units of each layer.
         layers: stacked LSTM layers.
-        coordinatewise: True: one small network, shared by all coordinates, each with its own state. False: one
-            network that sees all coordinates of a problem at once, and fits problems of that size alone.
+        coordinatewise: True: all coordinates share one small network, each with its own state. False: one network sees
+            all coordinates of a problem at once, and fits only problems of that size.
         preprocessing: none or log_sign.
         p: the range of log_sign: gradients down to e^−p keep their logarithm.
         output_scale: factor of the network's output.

@@ -135,7 +135,7 @@ class Recurrent(LearnedRule):
 
 
 class _Recording(Recording):
-    """What a kernel computed in each step, in its own form."""
+    """A recording in the kernel's own form."""
 
     def __init__(self, rule: Recurrent):
         self.rule = rule

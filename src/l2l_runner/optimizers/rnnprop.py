@@ -16,14 +16,14 @@ from l2l_runner.optimizers.recurrent import Recurrent
 
 @dataclass(frozen=True, kw_only=True)
 class RNNpropConfig(LearnedConfig):
-    """What makes an RNNprop optimizer.
+    """The settings of an RNNprop optimizer.
 
     Attributes:
         hidden: units of each layer.
         layers: stacked LSTM layers.
         beta1: decay of the mean of the gradients.
         beta2: decay of the mean of their squares.
-        eps: gradients much smaller than this are seen as nothing.
+        eps: gradients much smaller than this are read as zero.
         output_scale: the largest update of a coordinate.
     """
 
@@ -46,11 +46,10 @@ class RNNprop(Recurrent):
 
     m ← β₁ m + (1 − β₁) g and v ← β₂ v + (1 − β₂) g², and m̂ and v̂ are they without their bias towards the start at
     zero, as in Adam (Kingma & Ba 2015). So the network sees no scale, neither of a gradient nor of the loss, and no
-    update is larger than output_scale, whatever it sees. ε stands under the root, where a gradient of zero has a
-    derivative.
+    update is larger than output_scale. ε is under the root, so that a gradient of zero has a derivative.
 
-    The paper has a linear layer and an ELU between these two features and the LSTM. It is left out: the first layer's
-    own weights are linear in them.
+    The paper has a linear layer and an ELU between these two features and the LSTM. Both are left out: the weights of
+    the first LSTM layer are already linear in the features.
 
     The memory is m, v and the number of steps taken, each [1, columns].
     """

@@ -40,12 +40,12 @@ LARGEST = 4096  # elements of a tensor that a module of numel → numel is offer
 
 @dataclass(frozen=True, kw_only=True)
 class TransformedConfig(LearnedConfig):
-    """u = −lr T(g), with a transform T a tensor, all of them the identity (or a rate) at the start.
+    """u = −lr T(g), with one transform T per tensor, at the start the identity or a rate.
 
     Attributes:
         lr: constant factor.
-        patterns: other transforms for parameters by the shell patterns of their names, of which the first that fits
-            counts; null for none.
+        patterns: other transforms by shell patterns of parameter names, of which the first that fits counts; null for
+            none.
     """
 
     lr: float = above(0)
@@ -62,7 +62,7 @@ class TransformedConfig(LearnedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MetaSGDConfig(TransformedConfig):
-    """A learned rate an element, lr at the start (Li et al. 2017, arXiv 1707.09835)."""
+    """A learned rate per element, lr at the start (Li et al. 2017, arXiv 1707.09835)."""
 
     name: str = named("metasgd")
 
@@ -102,8 +102,8 @@ class ModuleTransformConfig(TransformedConfig):
     """A module for each tensor, from all of its elements to all of its elements.
 
     Attributes:
-        module: the path of a class that is called with (numel, numel), as torch.nn.Linear.
-        identity: add the gradient to what the module makes of it, and start the module at zero.
+        module: import path of a class that is called with (numel, numel), such as torch.nn.Linear.
+        identity: add the gradient to the module's output, and start the module at zero.
     """
 
     name: str = named("module_transform")
@@ -116,10 +116,10 @@ class ModuleTransformConfig(TransformedConfig):
         def made(n: int, m: int) -> nn.Module:
             try:
                 module = make(n, m)
-            except Exception as error:  # it is somebody else's code, called as the user asked
+            except Exception as error:  # the user's code may raise anything
                 raise ConfigError(
                     f"optimizer.module={self.module} could not be called with ({n}, {m}): {reason(error)}; expected a "
-                    "module from so many inputs to so many outputs, as torch.nn.Linear."
+                    "module from so many inputs to so many outputs, such as torch.nn.Linear."
                 ) from error
             return _Residual(module) if self.identity else module
 
@@ -143,7 +143,7 @@ class HypergradientConfig(TransformedConfig):
 
     Attributes:
         init: the rates at the start.
-        rates: one for all (`global`), one a tensor, or one an element.
+        rates: one for all (`global`), one per `tensor`, or one per `element`.
     """
 
     name: str = named("hypergradient")
@@ -176,7 +176,7 @@ class Transformed(LearnedRule):
             {key_of(name): module for (name, _), module in zip(params, made, strict=True) if module}
         )
         if not list(self.parameters()):
-            raise ConfigError("optimizer.patterns leaves nothing to be learned: give some parameter a transform.")
+            raise ConfigError("optimizer.patterns leaves nothing to learn: give some parameter a transform.")
 
     def fitted(self, layout: Layout) -> Transformed:
         if layout.shapes != self.layout.shapes:

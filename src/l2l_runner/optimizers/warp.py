@@ -20,9 +20,9 @@ class WarpConfig:
     """The layers at one site: 3×3 convolutions where it has images, linear maps where it has vectors.
 
     Attributes:
-        layers: of them, with ReLU between one and the next.
-        residual: they add to what comes in, instead of replacing it.
-        batch_norm: normalise after each, by the statistics of the images at hand.
+        layers: number of layers, with ReLU between them.
+        residual: add their output to their input, instead of replacing it.
+        batch_norm: normalise after each layer, by the statistics of the present images.
     """
 
     layers: int = at_least(1)
