@@ -82,13 +82,13 @@ class RunFolder:
     def taken(self) -> str:
         """What to tell a second run that wants this folder."""
         return (
-            f"{self.path} already belongs to a run: go on with it by {self.how_to_resume}, or give the new run a "
+            f"{self.path} already belongs to a run: resume it with {self.how_to_resume}, or give the new run a "
             "folder of its own with hydra.run.dir=FOLDER."
         )
 
     @property
     def how_to_resume(self) -> str:
-        """The argument that goes on with this run, as a shell wants it."""
+        """The override that resumes this run, quoted for a shell."""
         return shlex.quote(f"resume={self.path}")
 
     def accept(self) -> None:
