@@ -53,7 +53,7 @@ def work(place: int, processes: int, threads: int, port: int, overrides: list[st
         machine_settings(threads),
         tqdm(disable=True) as bar,
     ):
-        training = MetaTraining(schema.parse_train(composed), composed, RunFolder(Path(folder)), Runtime())
+        training = MetaTraining(schema.parse_train(composed), RunFolder(Path(folder)), Runtime())
         while steps := orders.recv():
             begun = time.perf_counter()
             for _ in range(steps):

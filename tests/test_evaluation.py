@@ -15,19 +15,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from l2l_runner import streams
-from l2l_runner.evaluation.comparison import compare, tuned_baselines
-from l2l_runner.evaluation.curves import (
-    DIVERGED,
-    Comparison,
-    Curves,
-    confidence_band,
-    mean_ci,
-    run,
-    summary_csv,
-    summary_table,
-    tune,
-)
+from l2l_runner.evaluation.comparison import Comparison, csv_of, table
+from l2l_runner.evaluation.curves import DIVERGED, Curves, run
+from l2l_runner.evaluation.evaluator import Evaluator, tune
+from l2l_runner.evaluation.statistics import confidence_band, interval
 from l2l_runner.optimizers import SGD, Adam
+from l2l_runner.runs.results import Interval, Summary
 from l2l_runner.schema import Evaluation, Tuning
 from problems import EVERY_OPTIMIZEE, RUNTIME, UPDATE_RULES, any_optimizer, lstm, optimizee, plain
 
@@ -193,27 +186,26 @@ def test_a_rate_that_is_too_high_is_flagged(rate):
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50).filter(lambda values: np.std(values) > 1e-3))
 @settings(deadline=None)
-def test_mean_ci_is_scipys_t_interval(values):
-    ours = mean_ci(torch.tensor(values, dtype=torch.float64))
+def test_an_interval_is_scipys_t_interval(values):
+    ours = interval(torch.tensor(values, dtype=torch.float64))
     low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
-    assert set(ours) == {"mean", "ci95"}
-    assert ours["mean"] == pytest.approx(np.mean(values), rel=1e-9, abs=1e-9)
-    assert ours["ci95"] == pytest.approx((high - low) / 2, rel=1e-8)
+    assert ours.mean == pytest.approx(np.mean(values), rel=1e-9, abs=1e-9)
+    assert ours.ci95 == pytest.approx((high - low) / 2, rel=1e-8)
 
 
 def test_one_problem_has_a_mean_and_no_interval():
-    ours = mean_ci(torch.tensor([3.0]))
-    assert ours["mean"] == 3.0
-    assert math.isnan(ours["ci95"])
+    ours = interval(torch.tensor([3.0]))
+    assert ours.mean == 3.0
+    assert math.isnan(ours.ci95)
 
 
 def test_equal_values_have_an_interval_of_zero():
-    assert mean_ci(torch.full((5,), 2.0)) == {"mean": 2.0, "ci95": 0.0}
+    assert interval(torch.full((5,), 2.0)) == Interval(2.0, 0.0)
 
 
 def test_a_band_is_the_interval_of_each_point():
     losses = torch.rand(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = [mean_ci(point)["ci95"] for point in losses]
+    expected = [interval(point).ci95 for point in losses]
     assert confidence_band(losses).tolist() == pytest.approx(expected, rel=1e-12)
 
 
@@ -316,7 +308,7 @@ def comparison():
 
 
 def test_summary_has_the_keys_of_the_contract():
-    summary = comparison().summary()
+    summary = comparison().summary().to_json()
     assert set(summary) == {"optimizee", "steps", "problems", "optimizers"}
     assert (summary["optimizee"], summary["steps"], summary["problems"]) == ("digits", 2, 3)
     assert list(summary["optimizers"]) == ["lstm", "adam", "sgd"]
@@ -330,61 +322,66 @@ def test_summary_has_the_keys_of_the_contract():
     json.dumps(summary)  # plain values only
 
 
+def close(ours, theirs):
+    """Whether two intervals are the same but for rounding."""
+    return (ours.mean, ours.ci95) == pytest.approx((theirs.mean, theirs.ci95))
+
+
 def test_summary_agrees_with_itself_and_with_the_losses():
-    optimizers = comparison().summary()["optimizers"]
+    optimizers = comparison().summary().optimizers
     for entry in (optimizers["lstm"], optimizers["adam"]):
-        assert entry["sum"]["mean"] == pytest.approx(sum(entry["curve"][:-1]))
-        assert entry["final"]["mean"] == pytest.approx(entry["curve"][-1])
-        assert entry["ci95"][-1] == pytest.approx(entry["final"]["ci95"])
-    assert optimizers["lstm"]["curve"] == pytest.approx([5.0, 8 / 3, 4 / 3])
-    assert optimizers["adam"]["sum"] == pytest.approx(mean_ci(torch.tensor([7.0, 10.0, 9.0]).double()))
-    assert optimizers["adam"]["metrics"]["accuracy"]["mean"] == pytest.approx(0.5)
+        assert entry.sum.mean == pytest.approx(sum(entry.curve[:-1]))
+        assert entry.final.mean == pytest.approx(entry.curve[-1])
+        assert entry.ci95[-1] == pytest.approx(entry.final.ci95)
+    assert optimizers["lstm"].curve == pytest.approx([5.0, 8 / 3, 4 / 3])
+    assert close(optimizers["adam"].sum, interval([7.0, 10.0, 9.0]))
+    assert optimizers["adam"].metrics["accuracy"].mean == pytest.approx(0.5)
 
 
 def test_summary_compares_problem_by_problem_with_the_first():
-    optimizers = comparison().summary()["optimizers"]
-    assert "paired" not in optimizers["lstm"]
-    paired = optimizers["adam"]["paired"]
-    assert paired["against"] == "lstm"
-    differences = {"sum": [1.0, 1.0, 1.0], "final": [1.0, 1.0, 3.0]}
-    for kind, values in differences.items():
-        assert paired[kind] == pytest.approx(mean_ci(torch.tensor(values).double()))
+    optimizers = comparison().summary().optimizers
+    assert optimizers["lstm"].paired is None
+    assert "paired" not in optimizers["lstm"].to_json()
+    paired = optimizers["adam"].paired
+    assert paired.against == "lstm"
+    assert close(paired.sum, interval([1.0, 1.0, 1.0]))
+    assert close(paired.final, interval([1.0, 1.0, 3.0]))
 
 
 def test_divergence_is_never_dropped():
     # One bad problem of three: the mean mustn't be taken over the other two.
-    entry = comparison().summary()["optimizers"]["sgd"]
-    assert entry["diverged"] == 2
-    assert not math.isfinite(entry["final"]["mean"])
-    assert not math.isfinite(entry["sum"]["mean"])
-    assert not any(math.isfinite(loss) for loss in entry["curve"][1:])
-    assert entry["curve"][0] == pytest.approx(5.0)
+    entry = comparison().summary().optimizers["sgd"]
+    assert entry.diverged == 2
+    assert not math.isfinite(entry.final.mean)
+    assert not math.isfinite(entry.sum.mean)
+    assert not any(math.isfinite(loss) for loss in entry.curve[1:])
+    assert entry.curve[0] == pytest.approx(5.0)
 
 
 def test_a_finite_explosion_counts_in_the_mean_and_as_diverged():
     curves = {"lstm": curves_of([1.0, 1.0], [1.0, 1.0]), "sgd": curves_of([1.0, 1.0], [1.0, 999.0])}
-    entry = Comparison("quadratic", curves, {"lstm": None, "sgd": 1.0}).summary()["optimizers"]["sgd"]
-    assert entry["diverged"] == 1
-    assert entry["final"]["mean"] == pytest.approx(500.0)
+    entry = Comparison("quadratic", curves, {"lstm": None, "sgd": 1.0}).summary().optimizers["sgd"]
+    assert entry.diverged == 1
+    assert entry.final.mean == pytest.approx(500.0)
 
 
 def test_csv_has_a_row_for_each_optimizer():
     summary = comparison().summary()
-    rows = list(csv.DictReader(io.StringIO(summary_csv(summary))))
+    rows = list(csv.DictReader(io.StringIO(csv_of(summary))))
     assert [row["optimizer"] for row in rows] == ["lstm", "adam", "sgd"]
     for row in rows:
-        entry = summary["optimizers"][row["optimizer"]]
+        entry = summary.optimizers[row["optimizer"]]
         assert (row["optimizee"], int(row["steps"]), int(row["problems"])) == ("digits", 2, 3)
-        assert int(row["diverged"]) == entry["diverged"]
-        assert row["lr"] == ("" if entry["lr"] is None else str(entry["lr"]))
-        for key, value in {"sum": entry["sum"], "final": entry["final"], **entry["metrics"]}.items():
-            for part in ("mean", "ci95"):
-                assert float(row[f"{key}_{part}"]) == pytest.approx(value[part], nan_ok=True)
-        assert [float(loss) for loss in row["curve"].split()] == pytest.approx(entry["curve"], rel=1e-5, nan_ok=True)
+        assert int(row["diverged"]) == entry.diverged
+        assert row["lr"] == ("" if entry.lr is None else str(entry.lr))
+        for key, value in {"sum": entry.sum, "final": entry.final, **entry.metrics}.items():
+            assert float(row[f"{key}_mean"]) == pytest.approx(value.mean, nan_ok=True)
+            assert float(row[f"{key}_ci95"]) == pytest.approx(value.ci95, nan_ok=True)
+        assert [float(loss) for loss in row["curve"].split()] == pytest.approx(entry.curve, rel=1e-5, nan_ok=True)
 
 
 def test_table_has_a_line_for_each_optimizer_and_shows_divergence():
-    lines = summary_table(comparison().summary()).splitlines()
+    lines = table(comparison().summary()).splitlines()
     assert "digits" in lines[0]
     assert "3 held-out problems" in lines[0]
     assert "2 steps" in lines[0]
@@ -407,7 +404,7 @@ def test_table_is_the_same_for_a_summary_that_was_read_from_json():
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     summary = comparison().summary()
-    assert summary_table(nulled(summary)) == summary_table(summary)
+    assert table(Summary.from_json(nulled(summary.to_json()))) == table(summary)
 
 
 def evaluation(**changes):
@@ -416,11 +413,14 @@ def evaluation(**changes):
     return Evaluation(baselines=baselines, **{**settings, **changes})
 
 
+def evaluator(distribution, steps, settings, score="final"):
+    return Evaluator(optimizee=distribution, seed=7, steps=steps, score=score, settings=settings, runtime=RUNTIME)
+
+
 def test_all_are_compared_on_the_same_held_out_problems():
     distribution = optimizee("quadratic")
-    made = compare(
-        {"lstm": lstm(4)}, {"adam": ADAM, "sgd": SGD(lr=0.01, weight_decay=0)}, distribution, 7, 5, 6, RUNTIME, 8
-    )
+    rules = {"lstm": lstm(4), "adam": ADAM, "sgd": SGD(lr=0.01, weight_decay=0)}
+    made = evaluator(distribution, 6, evaluation(problems=5, chunk=8)).compare(rules)
     assert list(made.curves) == ["lstm", "adam", "sgd"]
     assert made.rates == {"lstm": None, "adam": 0.5, "sgd": 0.01}
     for name, optimizer in {"lstm": lstm(4), "adam": ADAM}.items():
@@ -434,7 +434,7 @@ def test_baselines_are_tuned_on_validation_problems_for_the_score():
     seeds = streams.seeds(7, "validation", 0, 6)
     rates = {}
     for score in ("final", "sum"):
-        tuned = tuned_baselines(settings, distribution, 7, 60, score, RUNTIME)
+        tuned = evaluator(distribution, 60, settings, score).tuned()
         assert list(tuned) == ["sgd", "adam"]
         for name, baseline in settings.baselines.items():
 
@@ -448,12 +448,28 @@ def test_baselines_are_tuned_on_validation_problems_for_the_score():
 
 def test_a_baseline_that_always_diverges_is_kept_and_said(caplog):
     always_too_high = evaluation(tune=tuning(low=1e3, high=1e5, per_decade=1, refinements=0))
-    tuned = tuned_baselines(always_too_high, optimizee("quadratic"), 7, 200, "final", RUNTIME)
+    tuned = evaluator(optimizee("quadratic"), 200, always_too_high).tuned()
     assert list(tuned) == ["sgd", "adam"]
     assert "sgd diverges at every learning rate" in caplog.text
 
 
 def test_a_best_rate_at_the_end_of_the_range_is_said(caplog):
     too_low = evaluation(tune=tuning(low=1e-7, high=1e-5, per_decade=1, refinements=0))
-    tuned_baselines(too_low, optimizee("quadratic"), 7, 10, "final", RUNTIME)
-    assert "The best learning rate of sgd, 1e-05, lies at the end" in caplog.text
+    evaluator(optimizee("quadratic"), 10, too_low).tuned()
+    assert "The best learning rate of sgd, 1e-05, is at the end" in caplog.text
+
+
+def test_validation_runs_on_the_validation_problems_for_as_many_steps_as_asked():
+    distribution = optimizee("quadratic", validation_problems=6)
+    seeds = streams.seeds(7, "validation", 0, 6)
+    for asked, steps in ((None, 8), (3, 3)):
+        curves = evaluator(distribution, 8, evaluation()).validate(ADAM, asked)
+        assert torch.equal(curves.losses, run(ADAM, distribution, seeds, steps, RUNTIME, WHOLE).losses)
+
+
+def test_what_the_settings_say_of_the_comparison_comes_before_the_optimizees_and_the_runs():
+    distribution = optimizee("quadratic", test_problems=5)
+    default = evaluator(distribution, 6, evaluation()).compare({"adam": ADAM})
+    assert default.curves["adam"].losses.shape == (7, 5)
+    other = evaluator(distribution, 6, evaluation(steps=4, problems=3)).compare({"adam": ADAM})
+    assert other.curves["adam"].losses.shape == (5, 3)

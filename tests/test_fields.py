@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.fields import above, at_least, between, choice, did_you_mean, parse, path, within
+from l2l_runner.fields import (
+    above,
+    at_least,
+    between,
+    choice,
+    did_you_mean,
+    filled,
+    named,
+    one_of,
+    parse,
+    parse_one_of,
+    path,
+    plain,
+    within,
+)
+from l2l_runner.meta import METAS
+from l2l_runner.optimizees import OPTIMIZEES
+from l2l_runner.optimizers import RULES
+from l2l_runner.pages.reproduction.settings import Budget
+from l2l_runner.schema import LOGGERS, EvalConfig, TrainConfig
+from problems import CONF, art_files, yaml_group
+from problems import given as given_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +112,9 @@ inners = st.builds(Inner, count=st.integers(1, 2**70), rate=positive)
 )
 @settings(deadline=None)
 def test_settings_survive_a_round_trip_through_plain_values(settings):
-    plain = asdict(settings)
-    plain["widths"] = list(settings.widths)  # as YAML has it
-    assert parse(Settings, plain) == settings
+    values = plain(settings)
+    assert values["widths"] == list(settings.widths)  # as YAML has it
+    assert parse(Settings, values) == settings
 
 
 # Types
@@ -127,9 +151,9 @@ def test_what_is_no_word_is_refused(value):
 @given(st.integers(-(2**53), 2**53))
 @settings(deadline=None)
 def test_an_integer_will_do_for_a_number(value):
-    plain = parse(Settings, {**GOOD, "plain": value}).plain
-    assert plain == value
-    assert type(plain) is float
+    number = parse(Settings, {**GOOD, "plain": value}).plain
+    assert number == value
+    assert type(number) is float
 
 
 # Rules
@@ -232,13 +256,6 @@ def test_a_whole_configuration_that_is_no_group_is_refused():
         parse(Settings, [1])
 
 
-def test_what_is_built_already_is_taken_as_it_is():
-    inner = Inner(count=5, rate=0.2)
-    settings = parse(Settings, {**GOOD, "inner": inner, "named": {"a": inner}})
-    assert settings.inner is inner
-    assert settings.named["a"] is inner
-
-
 # Keys
 
 
@@ -290,3 +307,131 @@ def test_a_path_is_put_before_every_key():
 )
 def test_did_you_mean(word, said):
     assert did_you_mean(word, ["sgd", "adam", "momentum"]) == said
+
+
+# Settings whose class their name chooses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle(Shape):
+    name: str = named("circle", "disc")
+    radius: float = above(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(Shape):
+    name: str = named("square")
+    side: float = above(0)
+
+
+SHAPES: dict[str, type[Shape]] = {"circle": Circle, "disc": Circle, "square": Square}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    shape: Shape = one_of(SHAPES)
+    others: dict[str, Shape] = one_of(SHAPES)
+
+
+SQUARE = {"name": "square", "side": 1.5}
+
+
+def test_a_name_chooses_the_class_of_a_field_and_of_each_value_of_a_dictionary():
+    drawing = parse(Drawing, {"shape": {"name": "disc", "radius": 2}, "others": {"a": SQUARE}})
+    assert drawing == Drawing(shape=Circle(name="disc", radius=2.0), others={"a": Square(side=1.5)})
+    assert parse_one_of(SHAPES, SQUARE, "shape") == Square(side=1.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({**SQUARE, "name": "sqare"}, "{}.name is 'sqare'; expected one of circle, disc, square. Did you mean square?"),
+        ({"side": 1.0}, "{}.name is None; expected one of circle, disc, square."),
+        ("square", "{}.name is None; expected one of circle, disc, square."),
+        ({**SQUARE, "side": 0}, "{}.side is 0; expected a number > 0."),
+        ({**SQUARE, "radius": 1}, "Unknown key {}.radius: {} has the keys name, side."),
+        ({"name": "square"}, "{}.side is missing: give it a value."),
+    ],
+    ids=["unknown", "nameless", "no-group", "broken-rule", "key-of-another-class", "missing"],
+)
+def test_a_wrong_choice_or_value_is_named_with_its_path(values, sentence):
+    wrong = {"shape": {"shape": values, "others": {}}, "others.a": {"shape": SQUARE, "others": {"a": values}}}
+    for key, whole in wrong.items():
+        with pytest.raises(ConfigError, match=re.escape(sentence.format(key, key))):
+            parse(Drawing, whole)
+    with pytest.raises(ConfigError, match=re.escape(sentence.format("there", "there"))):
+        parse_one_of(SHAPES, values, "there")
+
+
+def test_named_choices_that_are_no_group_are_refused():
+    with pytest.raises(ConfigError, match=re.escape("others is 3; expected a group of keys.")):
+        parse(Drawing, {"shape": SQUARE, "others": 3})
+
+
+def test_a_table_may_be_filled_after_its_field_was_declared():
+    table: dict[str, type[Any]] = {}
+
+    @dataclass(frozen=True)
+    class Late:
+        shape: Shape = one_of(table)
+
+    table["square"] = Square
+    assert parse(Late, {"shape": SQUARE}).shape == Square(side=1.5)
+
+
+def test_a_name_is_a_default_in_python_and_checked_in_a_configuration():
+    assert Circle(radius=1.0).name == "circle"
+    with pytest.raises(ConfigError, match=re.escape("name is 'square'; expected one of circle, disc.")):
+        parse(Circle, {"name": "square", "radius": 1.0})
+
+
+def test_a_word_must_not_be_empty_where_it_is_said_to_be_filled():
+    @dataclass(frozen=True)
+    class Label:
+        label: str = filled()
+
+    assert parse(Label, {"label": "x"}).label == "x"
+    with pytest.raises(ConfigError, match=re.escape("label is ''; expected a word that isn't empty.")):
+        parse(Label, {"label": ""})
+
+
+# Every file of conf/
+
+GROUPS: dict[str, Any] = {"optimizee": OPTIMIZEES, "optimizer": RULES, "meta": METAS, "logger": LOGGERS}
+"""Groups whose choices have a class each."""
+FILES = [(group, stem) for group in GROUPS for stem in yaml_group(group) if stem != "groups"]
+WHOLE: list[tuple[str, type, list[str]]] = [
+    ("train", TrainConfig, []),
+    ("train", TrainConfig, ["optimizer=groups"]),
+    ("eval", EvalConfig, ["checkpoint=best.pt", "optimizee=quadratic"]),
+]
+WHOLE += [("train", TrainConfig, [f"experiment={stem}", *given_for(stem)]) for stem in yaml_group("experiment")]
+
+
+@pytest.mark.parametrize(("group", "stem"), FILES)
+def test_settings_of_every_file_survive_a_round_trip(group, stem):
+    values = {**yaml_group(group)[stem], **(art_files() if stem == "art" else {})}
+    settings = parse_one_of(GROUPS[group], values, group)
+    assert type(settings) is GROUPS[group][values["name"]]
+    assert plain(settings) == values
+    assert parse_one_of(GROUPS[group], plain(settings), group) == settings
+
+
+@pytest.mark.parametrize("stem", yaml_group("budget"))
+def test_every_budget_survives_a_round_trip(stem):
+    values = yaml_group("budget")[stem]
+    assert plain(parse(Budget, values)) == values
+
+
+@pytest.mark.parametrize(("command", "cls", "overrides"), WHOLE, ids=[" ".join([c, *o[:1]]) for c, _, o in WHOLE])
+def test_whole_configurations_survive_a_round_trip(command, cls, overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = OmegaConf.to_container(compose(command, overrides), resolve=True)
+    config = parse(cls, composed)
+    assert plain(config) == composed
+    assert parse(cls, plain(config)) == config

@@ -420,7 +420,7 @@ def test_an_arm_is_a_plain_loop(online_run: Path, arm: str) -> None:
     settings = {item.split("=")[0].split(".")[1]: int(item.split("=")[1]) for item in given("maze")}
     node = {**OPTIMIZEE_FILES["maze"], **settings}
     problem = parse_optimizee(node).sample(streams.seeds(0, "train", 0, 1), Runtime())
-    warp = checkpoint.build_optimizer({"optimizee": node, "optimizer": {**WARP_RNN, "hidden": 3}}, 0)
+    warp = checkpoint.build_rule(parse_optimizer({**WARP_RNN, "hidden": 3}), parse_optimizee(node), 0)
     gates = list(warp.parameters()) if arm == "learning" else []
     problem = problem.warped(dict(warp.gates.items())) if gates else problem
     params = {name: value.clone().requires_grad_() for name, value in problem.init().items()}
