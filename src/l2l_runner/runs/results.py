@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from l2l_runner.files import with_nan
@@ -27,7 +27,7 @@ class Interval:
     ci95: float = math.nan
 
     def to_json(self) -> dict[str, float]:
-        return {"mean": self.mean, "ci95": self.ci95}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Interval:
@@ -64,9 +64,6 @@ class MetricCurve:
     curve: list[float]
     ci95: list[float]
 
-    def to_json(self) -> dict[str, Any]:
-        return {"steps": self.steps, "mean": self.mean.to_json(), "curve": self.curve, "ci95": self.ci95}
-
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> MetricCurve:
         steps, mean = list(content["steps"]), Interval.from_json(content["mean"])
@@ -90,8 +87,8 @@ class Paired:
     metrics: dict[str, Interval]
 
     def to_json(self) -> dict[str, Any]:
-        metrics = {name: value.to_json() for name, value in self.metrics.items()}
-        return {"against": self.against, "sum": self.sum.to_json(), "final": self.final.to_json(), **metrics}
+        content = asdict(self)
+        return content | content.pop("metrics")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Paired:
@@ -128,20 +125,9 @@ class Entry:
     steps: list[int] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        content: dict[str, Any] = {
-            "lr": self.lr,
-            "sum": self.sum.to_json(),
-            "final": self.final.to_json(),
-            "diverged": self.diverged,
-            "curve": self.curve,
-            "ci95": self.ci95,
-            "metrics": {name: value.to_json() for name, value in self.metrics.items()},
-        }
-        if self.readings:
-            content["readings"] = {name: value.to_json() for name, value in self.readings.items()}
-        if self.paired is not None:
-            content["paired"] = self.paired.to_json()
-        return content
+        absent = {"steps", *([] if self.readings else ["readings"]), *([] if self.paired else ["paired"])}
+        content = {key: value for key, value in asdict(self).items() if key not in absent}
+        return content if self.paired is None else content | {"paired": self.paired.to_json()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Entry:
@@ -242,11 +228,11 @@ class RunResult:
         return self.status in ("completed", "diverged")
 
     def to_json(self) -> dict[str, Any]:
-        content: dict[str, Any] = {"status": self.status, "score": self.score}
-        content |= {key: value.to_json() for key, value in (("final", self.final), ("sum", self.sum)) if value}
-        if self.error is not None:
-            return {**content, "error": self.error}
-        return {**content, "metrics": {name: value.to_json() for name, value in self.metrics.items()}}
+        absent = {
+            key for key, value in (("final", self.final), ("sum", self.sum), ("error", self.error)) if value is None
+        }
+        absent |= {"metrics"} if self.error is not None else set()
+        return {key: value for key, value in asdict(self).items() if key not in absent}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunResult:
