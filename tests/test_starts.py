@@ -23,7 +23,7 @@ from l2l_runner.optimizers import Adaptation, AdaptationConfig
 from l2l_runner.optimizers.transformed import MetaSGDConfig
 from l2l_runner.optimizers.warp import WarpConfig
 from l2l_runner.plots.style import look_of
-from l2l_runner.training.meta_training import meta_update
+from l2l_runner.training.meta_step import meta_update
 from problems import ADAPTATIONS, problems
 from running import assert_one_sentence, last, same_bits, train
 
