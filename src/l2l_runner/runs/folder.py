@@ -20,29 +20,29 @@ RESUMING = ".resuming"  # where Hydra writes a resumption's settings until they 
 
 
 class Tracker:
-    """Hears of all that is written to a run's folder, to show it elsewhere; this one doesn't."""
+    """Is told of everything that is written to a run's folder, so that it can be shown elsewhere; this one ignores it."""
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl was written."""
+        """Take note of a new line of metrics.jsonl."""
 
     def picture(self, path: Path) -> None:
-        """A picture was drawn."""
+        """Take note of a new picture."""
 
     def content(self, path: Path, content: Any) -> None:
-        """A JSON file was written."""
+        """Take note of a new JSON file."""
 
     def saved(self) -> None:
-        """A checkpoint was saved, from which a resumption would go on."""
+        """Take note of a new checkpoint, from which the run can be resumed."""
 
     def end(self, result: Mapping[str, Any]) -> None:
-        """The run has come to its end, with this result."""
+        """Take note of the result, at the end of the run."""
 
     def close(self, status: str) -> None:
-        """Nothing more will come: the run is FINISHED, was stopped (KILLED) or FAILED."""
+        """Close: the run is FINISHED, was stopped (KILLED) or FAILED."""
 
 
 class RunFolder:
-    """Paths and records of one run, and what shows them elsewhere."""
+    """Paths and records of one run, and its tracker."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -55,13 +55,13 @@ class RunFolder:
         self._run = path / ".run"
 
     def claim(self, exist_ok: bool = False) -> None:
-        """Make the folder this run's own.
+        """Claim the folder for this run.
 
         Args:
-            exist_ok: it may be that already.
+            exist_ok: accept a folder that is claimed already.
 
         Raises:
-            FolderTaken: another run has it.
+            FolderTaken: another run has claimed it.
             StorageError: it cannot be written.
         """
         try:
@@ -80,7 +80,7 @@ class RunFolder:
 
     @property
     def taken(self) -> str:
-        """What to tell a second run that wants this folder."""
+        """The message to a second run that wants this folder."""
         return (
             f"{self.path} already belongs to a run: resume it with {self.how_to_resume}, or give the new run a "
             "folder of its own with hydra.run.dir=FOLDER."
@@ -92,12 +92,12 @@ class RunFolder:
         return shlex.quote(f"resume={self.path}")
 
     def accept(self) -> None:
-        """Make a resumption's settings the run's own, now that they are known to fit."""
+        """Keep the settings of the resumption as the run's own, once they are known to fit."""
         for file in self.resuming.glob("*.yaml"):
             os.replace(file, self.path / ".hydra" / file.name)
 
     def log(self, record: dict[str, Any]) -> int:
-        """Append one line to metrics.jsonl; the file's size in bytes after it.
+        """Append one line to metrics.jsonl; return the file's size in bytes.
 
         Raises:
             StorageError: the line could not be written whole.
@@ -109,25 +109,25 @@ class RunFolder:
                 size = file.tell()
         except OSError as error:
             raise StorageError(
-                f"{self.metrics} could not be written ({error.strerror}): make room or permit writing there, then go "
-                f"on with {self.how_to_resume}; the checkpoints are as they were last saved."
+                f"{self.metrics} could not be written ({error.strerror}): make room or permit writing there, then "
+                f"resume with {self.how_to_resume}; the checkpoints are as they were last saved."
             ) from error
         self.tracker.record(jsonable(record))
         return size
 
     def truncate(self, size: int) -> None:
-        """Forget the lines of metrics.jsonl beyond `size` bytes, which no checkpoint knows of."""
+        """Drop the lines of metrics.jsonl beyond `size` bytes, which no checkpoint knows of."""
         if self.metrics.exists():
             os.truncate(self.metrics, size)
 
     def records(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
+        """Return all lines of metrics.jsonl."""
         if not self.metrics.exists():
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
     def readings(self) -> list[dict[str, Any]]:
-        """The fields of all lines of event `reading`, with NaN for null."""
+        """Return the fields of all lines of event `reading`, with NaN for null."""
         records = (record for record in self.records() if record["event"] == "reading")
         return [{key: with_nan(value) for key, value in record.items() if key != "event"} for record in records]
 

@@ -88,7 +88,8 @@ class Paired:
 
     def to_json(self) -> dict[str, Any]:
         content = asdict(self)
-        return content | content.pop("metrics")
+        metrics: dict[str, Any] = content.pop("metrics")
+        return content | metrics
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Paired:
@@ -228,11 +229,8 @@ class RunResult:
         return self.status in ("completed", "diverged")
 
     def to_json(self) -> dict[str, Any]:
-        absent = {
-            key for key, value in (("final", self.final), ("sum", self.sum), ("error", self.error)) if value is None
-        }
-        absent |= {"metrics"} if self.error is not None else set()
-        return {key: value for key, value in asdict(self).items() if key not in absent}
+        content = {key: value for key, value in asdict(self).items() if value is not None}
+        return {key: value for key, value in content.items() if key != "metrics" or self.error is None}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunResult:
