@@ -20,7 +20,7 @@ RESUMING = ".resuming"  # where Hydra writes a resumption's settings until they 
 
 
 class Tracker:
-    """Is told of everything that is written to a run's folder, so that it can be shown elsewhere; this one ignores it."""
+    """Is told of everything that is written to a run's folder, to show it elsewhere; this one ignores it."""
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Take note of a new line of metrics.jsonl."""
