@@ -191,3 +191,25 @@ def test_a_gradient_of_zero_moves_nothing(stem):
     theta = start()
     update, _ = optimizer.update(torch.zeros_like(theta), optimizer.init(theta), theta)
     assert torch.equal(update, torch.zeros_like(theta))
+
+
+@pytest.mark.parametrize("stem", ["rms", "adam"])
+def test_second_derivatives_of_a_coordinate_without_a_gradient_are_finite(stem):
+    """√v has an infinite derivative at v = 0; a coordinate that never moved must not make the others' derivatives NaN."""
+    optimizer = from_file(stem, lr=0.1)
+    params = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
+    scale = torch.tensor([[1.3, 0.0]], dtype=torch.float64)  # the second coordinate's gradient is 0
+
+    def end(theta: torch.Tensor) -> torch.Tensor:
+        state = optimizer.init(theta)
+        for _ in range(3):
+            update, state = optimizer.update(scale * theta**3, state, theta)
+            theta = theta + update
+        return theta.sum()
+
+    (exact,) = torch.autograd.grad(end(params.requires_grad_()), params)
+    assert torch.isfinite(exact).all()
+    step = torch.tensor([[1e-6, 0.0]], dtype=torch.float64)
+    difference = (end(params.detach() + step) - end(params.detach() - step)) / 2e-6
+    assert exact[0, 0].item() == pytest.approx(difference.item(), rel=1e-6)
+    assert exact[0, 1].item() == pytest.approx(1.0)

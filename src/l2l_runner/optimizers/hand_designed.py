@@ -13,6 +13,17 @@ from l2l_runner.layout import Layout
 from l2l_runner.optimizers.base import Optimizer, RuleConfig, State
 
 
+def root(square: Tensor) -> Tensor:
+    """Return √square with a derivative of 0 at 0, where that of the root is infinite.
+
+    A coordinate that has had no gradient yet would otherwise make every second derivative NaN: 0 · ∞.
+    """
+    if not square.requires_grad:
+        return square.sqrt()
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HandDesigned(RuleConfig, Optimizer):
     """The settings that all of them share; they are also the rule.
@@ -116,7 +127,7 @@ class RMSprop(HandDesigned):
         square, velocity = state
         grads = self.decayed(grads, params)
         square = self.alpha * square + (1 - self.alpha) * grads.square()
-        velocity = self.momentum * velocity + grads / (square.sqrt() + self.eps)
+        velocity = self.momentum * velocity + grads / (root(square) + self.eps)
         return -self.lr * velocity, (square, velocity)
 
 
@@ -146,4 +157,4 @@ class Adam(HandDesigned):
         square = self.beta2 * square + (1 - self.beta2) * grads.square()
         mean_hat = mean / (1 - self.beta1**count)
         square_hat = square / (1 - self.beta2**count)
-        return -self.lr * mean_hat / (square_hat.sqrt() + self.eps), (count, mean, square)
+        return -self.lr * mean_hat / (root(square_hat) + self.eps), (count, mean, square)
