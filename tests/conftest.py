@@ -15,11 +15,6 @@ pytest.register_assert_rewrite("running")
 from running import QUICK, TINY, Ended, sketch, train  # noqa: E402
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare this folder's marker."""
-    config.addinivalue_line("markers", "draws: draws its pictures for once, in a module that merely sketches them")
-
-
 @pytest.fixture
 def sketches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are sketched, but for tests that are marked `draws`."""

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from l2l_runner.launch.overrides import conf_folder
 from l2l_runner.launch.sweep import SweepSummary, sweep_summary
 from l2l_runner.launch.sweep_folder import SweepFolder, identity
+from l2l_runner.runs.results import RunResult
 from l2l_runner.stopping import Stopped
-from l2l_runner.training import meta_training as trainer
+from l2l_runner.training.hand_designed import HandDesignedRun
 from running import (
     QUADRATIC,
     QUICK,
@@ -121,16 +122,16 @@ def test_more_values_are_added_and_what_is_there_is_kept(tmp_path: Path, monkeyp
 def test_a_job_that_failed_is_run_again_and_one_that_diverged_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, honest = tmp_path / "sweep", trainer.run_hand_designed
+    folder, finish = tmp_path / "sweep", HandDesignedRun.finish
     arguments = [*SGD, "optimizer.lr=0.01,1e10", SPY]
 
-    def buggy(config: Any, optimizer: Any, *more: Any) -> Any:
-        if optimizer.lr == 0.01:
+    def buggy(run: HandDesignedRun) -> RunResult:
+        if run.rule.lr == 0.01:
             raise ZeroDivisionError("a bug\nand more of it")
-        return honest(config, optimizer, *more)
+        return finish(run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "run_hand_designed", buggy)
+        patched.setattr(HandDesignedRun, "finish", buggy)
         ended = sweep(folder, *arguments)
     assert ended.code == 1
     assert "1 failed, 1 diverged" in ended.out
@@ -198,7 +199,7 @@ def test_a_job_that_failed_before_and_is_stopped_now_was_stopped(tmp_path: Path,
         raise KeyboardInterrupt
 
     for happening, status in ((fail, "failed"), (stop, "stopped")):
-        monkeypatch.setattr(trainer, "run_hand_designed", happening)
+        monkeypatch.setattr(HandDesignedRun, "finish", happening)
         sweep(folder, *SGD, "optimizer.lr=0.1,0.2")
         assert read_json(folder / "sweep.json")[0]["status"] == status
 

@@ -15,13 +15,11 @@ import torch
 from PIL import Image
 
 from l2l_runner.errors import ConfigError
-from l2l_runner.evaluation import curves as evaluation
 from l2l_runner.evaluation.curves import Curves
-from l2l_runner.meta import TBPTT, Estimate
+from l2l_runner.evaluation.evaluator import Evaluator
+from l2l_runner.meta import METAS, TBPTT, Estimate, Unroll
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.folder import RunFolder
-from l2l_runner.schema import METAS, Unroll
-from l2l_runner.training import meta_training as trainer
 from problems import yaml_group
 from running import (
     QUICK,
@@ -101,7 +99,7 @@ def test_horizons_advance_exactly_when_validations_stall(grown: Path) -> None:
 def test_training_and_validation_use_the_present_horizon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     validated: list[int] = []
-    estimates = TBPTT.estimates
+    estimates, validate = TBPTT.estimates, Evaluator.validate
 
     def spied(self: TBPTT, *arguments: Any) -> Iterator[Estimate]:
         steps = 0
@@ -110,12 +108,13 @@ def test_training_and_validation_use_the_present_horizon(tmp_path: Path, monkeyp
             yield estimate
         seen.append(steps)
 
-    def validating(optimizer: Any, optimizee: Any, seeds: Any, steps: int, *arguments: Any) -> Curves:
-        validated.append(steps)
-        return evaluation.run(optimizer, optimizee, seeds, steps, *arguments)
+    def validating(self: Evaluator, *arguments: Any) -> Curves:
+        curves = validate(self, *arguments)
+        validated.append(len(curves.losses) - 1)
+        return curves
 
     monkeypatch.setattr(TBPTT, "estimates", spied)
-    monkeypatch.setattr(trainer, "run", validating)
+    monkeypatch.setattr(Evaluator, "validate", validating)
     run = tmp_path / "run"
     assert train(run, *QUICK, *GROWING).code == 0
     assert seen == [record["horizon"] for record in records(run, "meta_step")]
@@ -159,14 +158,16 @@ def test_advances_are_logged(grown: Path) -> None:
     log = (grown / "train.log").read_text()
     assert "problems × 2, then 5, then 10 steps" in log
     first = next(record for record in records(grown, "validation") if record["horizon"] == 5)
-    assert f"Meta-step {first['step']}: no better score in 1 validations of 2 steps; on to 5 from the best" in log
-    assert "before that of" not in log
+    assert (
+        f"Meta-step {first['step']}: no better score in 1 validations of 2 steps; continuing with 5 steps from" in log
+    )
+    assert "Ended at a horizon" not in log
 
 
 def test_a_curriculum_that_meta_steps_cut_short_says_so_and_is_scored_on_whole_trajectories(tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     ended = train(run, *QUICK, *GROWING, "meta.steps=2", "meta.advance=5")
-    assert "Ended at a horizon of 2 steps, before that of 10 was reached" in ended.out
+    assert "Ended at a horizon of 2 steps, before the horizon of 10 was reached" in ended.out
     assert {record["horizon"] for record in records(run)} == {2}
     assert train(whole, *QUICK, "meta.steps=0", f"init={run}").code == 0
     assert read_json(run / "result.json")["score"] == read_json(whole / "result.json")["score"]

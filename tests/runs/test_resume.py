@@ -19,7 +19,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from l2l_runner.launch.overrides import quote_paths
 from l2l_runner.meta import TBPTT, Estimate
-from l2l_runner.runs import checkpoint
 from l2l_runner.runs.folder import RunFolder
 from running import (
     EVAL,
@@ -46,10 +45,6 @@ from running import (
 )
 
 pytestmark = pytest.mark.usefixtures("sketches")
-
-# What checkpoints of the first version haven't got.
-NEW_KEYS = ("scaling", "curriculum", "advance", "imitation", "expert_lr")
-NEW_PROGRESS = ("stage",)
 
 
 def command_to_resume(ended: Ended) -> list[str]:
@@ -258,26 +253,6 @@ def assert_same_parameters(mine: Path, theirs: Path) -> None:
     for read in (best, last):
         for part in ("optimizer", "meta_optimizer"):
             assert same_bits(read(mine)[part], read(theirs)[part])
-
-
-def test_a_run_from_before_some_keys_were_there_goes_on(
-    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        die_when_replacing(patched, "last.pt", 3)
-        with pytest.raises(Death):
-            train(run, *QUICK)
-    path = run / "checkpoints" / "last.pt"
-    content = checkpoint.load(path)
-    for key in NEW_KEYS:
-        del content["config"]["meta"][key]
-    for name in NEW_PROGRESS:
-        del content["progress"][name]
-    checkpoint.save(path, {key: value for key, value in content.items() if key != "format"})
-    assert_one_sentence(train(None, f"resume={run}", "meta.scaling=3.0"), "meta.scaling is 3.0 now and was 0.0")
-    assert train(None, f"resume={run}").code == 0
-    assert_same_run(run, quick)
 
 
 def test_a_run_can_be_evaluated_later_by_resuming_it(sketched: Path, quick: Path, tmp_path: Path) -> None:

@@ -361,7 +361,9 @@ from l2l_runner import schema
 from l2l_runner.runs import tracking
 from l2l_runner.runs.folder import RunFolder
 logger = schema.MLflowLogger(name="mlflow", store={str(tmp_path / "store")!r}, experiment="trials")
-with tracking.tracked(RunFolder(Path({str(tmp_path)!r})), logger, {{"seed": 1}}):
+device, data = schema.Device(name="cpu", dtype="float32"), schema.Data(root="data", download=False)
+config = schema.Computed(device=device, kernel="torch", data=data, logger=logger)
+with tracking.tracked(RunFolder(Path({str(tmp_path)!r})), config):
     from mlflow.telemetry import get_telemetry_client
     print(get_telemetry_client())
 """
@@ -377,10 +379,13 @@ with tracking.tracked(RunFolder(Path({str(tmp_path)!r})), logger, {{"seed": 1}})
 def test_mlflow_tells_how_a_run_has_ended(
     tmp_path: Path, store: Path, client: Any, error: Exception, status: str
 ) -> None:
-    folder, logger = RunFolder(tmp_path), schema.MLflowLogger(name="mlflow", store=str(store), experiment="trials")
+    folder = RunFolder(tmp_path)
+    logger = schema.MLflowLogger(name="mlflow", store=str(store), experiment="trials")
+    device, data = schema.Device(name="cpu", dtype="float32", threads=1), schema.Data(root="data", download=False)
+    config = schema.Computed(device=device, kernel="torch", data=data, logger=logger)
 
     def run() -> None:
-        with tracked(folder, logger, {"seed": 1}):
+        with tracked(folder, config):
             folder.log({"event": "step", "step": 0, "loss": 1.0})
             raise error
 
@@ -388,7 +393,7 @@ def test_mlflow_tells_how_a_run_has_ended(
         run()
     (found,) = runs_of(client, tmp_path)
     assert found.info.status == status
-    assert found.data.params == {"seed": "1"}
+    assert found.data.params["device.threads"] == "1"
     assert found.data.metrics == {}  # no checkpoint knows of it
 
 
