@@ -202,7 +202,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path: Path, ran: list[list[st
     ran.clear()
     elsewhere = [*CPU, "data.root=elsewhere"]
     assert run_stages([FIRST], tmp_path, elsewhere, 1)["first"].status == "finished"
-    assert ran[0][3:] == [f"resume='{folder.path}'", *elsewhere]
+    assert ran[0][3:] == [f"resume={folder.path}", *elsewhere]
     assert "root: elsewhere" in (folder.path / ".hydra" / "config.yaml").read_text()
     # What has left no checkpoint begins anew, in the same folder.
     (folder.path / "result.json").unlink()
@@ -210,7 +210,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path: Path, ran: list[list[st
     (folder.path / "leftover").touch()
     ran.clear()
     assert run_stages([FIRST], tmp_path, CPU, 1)["first"].status == "finished"
-    assert ran[0][-1] == f"hydra.run.dir='{folder.path}'"
+    assert ran[0][-1] == f"hydra.run.dir={folder.path}"
     assert not (folder.path / "leftover").exists()
 
 

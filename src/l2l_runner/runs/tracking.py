@@ -1,8 +1,7 @@
-"""Showing a run elsewhere while it goes on: in TensorBoard, or in an MLflow store on this machine.
+"""Trackers: they show a run in TensorBoard, or in an MLflow store on this machine, while it runs.
 
-What is shown is a copy of what is in the run's folder, and of nothing else: metrics.jsonl stays the record. A run that
-is resumed is shown anew from that record, so that nothing is there twice, and nothing that no checkpoint knows of; so
-a logger can also be given to a run that had none.
+Trackers copy what is in the run's folder and nothing else; metrics.jsonl stays the record. When a run is resumed, they
+show that record anew. Nothing is shown twice or without a checkpoint, and a run without a logger can get one.
 """
 
 from __future__ import annotations
@@ -29,21 +28,22 @@ from l2l_runner.errors import StorageError, reason
 from l2l_runner.fields import plain
 from l2l_runner.files import jsonable
 from l2l_runner.runs.folder import RunFolder, Tracker
+from l2l_runner.runs.results import Summary
 from l2l_runner.schema import Computed, MLflowLogger
 from l2l_runner.stopping import Stopped
 
 TRAJECTORY_FIELDS = ("run", "proportion", "arm")
-"""Fields of records that say which trajectory they are of."""
+"""Fields of records that identify their trajectory."""
 
 
 class Scalar(NamedTuple):
     """A number to be shown.
 
     Attributes:
-        line: what the curve belongs to, where a chart has several: a trajectory, an optimizer; empty where it has one.
+        line: the trajectory or the optimizer of the curve, in a chart of several curves; empty in a chart of one.
         tag: the chart.
-        step: its place on the curve.
-        value: NaN where it isn't finite.
+        step: its position on the curve.
+        value: NaN where it is not finite.
     """
 
     line: str
@@ -53,30 +53,31 @@ class Scalar(NamedTuple):
 
 
 def scalars_of(record: Mapping[str, Any]) -> Iterator[Scalar]:
-    """All numbers of a line of metrics.jsonl; the curve of a validation if none was better before."""
+    """Yield all numbers of a record of metrics.jsonl, with the curve of a validation if it is the best so far."""
     event, step = str(record["event"]), int(record["step"])
     line = "/".join(f"{key}-{record[key]}" for key in TRAJECTORY_FIELDS if key in record)
     for key, value in record.items():
         if key not in ("event", "step", "curve", *TRAJECTORY_FIELDS):
             yield from (Scalar(line, tag, step, number) for tag, number in _numbers(f"{event}/{key}", value))
-    if "curve" in record and record["best_step"] == step:  # of all validations there would be too many
+    if "curve" in record and record["best_step"] == step:  # curves of all validations would be too many
         for at, loss in zip(record["curve"]["steps"], record["curve"]["loss"], strict=True):
             yield Scalar(f"{event}-{step:08d}", f"{event}/curve", at, math.nan if loss is None else loss)
 
 
-def scalars_of_comparison(summary: Mapping[str, Any]) -> Iterator[Scalar]:
-    """The curves of a comparison.json, and its figures at their ends."""
-    for name, entry in summary["optimizers"].items():
+def scalars_of_comparison(summary: Summary) -> Iterator[Scalar]:
+    """Yield the curves of a comparison, with its results at their ends."""
+    for name, entry in summary.optimizers.items():
         line = f"comparison-{name}"
-        for step, loss in enumerate(entry["curve"]):
-            yield Scalar(line, "comparison/loss", step, math.nan if loss is None else loss)
+        for step, loss in enumerate(entry.curve):
+            yield Scalar(line, "comparison/loss", step, loss)
+        content = entry.to_json()
         for key in ("sum", "final", "diverged", "metrics"):
-            numbers = _numbers(f"comparison/{key}", entry[key])
-            yield from (Scalar(line, tag, summary["steps"], number) for tag, number in numbers)
+            numbers = _numbers(f"comparison/{key}", content[key])
+            yield from (Scalar(line, tag, summary.steps, number) for tag, number in numbers)
 
 
 def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
-    """The numbers of a nested value with their paths; null is one that wasn't finite, and words are none."""
+    """Yield the numbers of a nested value with their paths; null stands for a number that was not finite."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _numbers(f"{path}/{key}", item)
@@ -88,7 +89,7 @@ def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def settings_of(composed: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """A configuration's keys, dotted as on the command line; what says nothing about the result is left out."""
+    """Return the values of a configuration by their dotted keys, without keys that do not affect the result."""
     found: dict[str, Any] = {}
     for key, value in composed.items():
         if isinstance(value, Mapping) and value:
@@ -100,7 +101,9 @@ def settings_of(composed: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 @contextmanager
 def tracked(folder: RunFolder, config: Computed) -> Iterator[Tracker]:
-    """Show what is written to a run's folder meanwhile, on the first rank; what is there already is shown first.
+    """Show what is written to a run's folder within this context, after what it holds already.
+
+    Only the first rank shows anything.
 
     Raises:
         StorageError: the logger's store cannot be written.
@@ -121,17 +124,18 @@ def tracked(folder: RunFolder, config: Computed) -> Iterator[Tracker]:
 
 
 class Shown(Tracker):
-    """What all ways of showing have in common: records, comparisons and results become points."""
+    """A tracker that turns records, comparisons and results into points."""
 
     def __init__(self, folder: RunFolder):
         self.folder = folder
-        self.step = 0  # of pictures: that of the last record, or the number of records where their steps begin anew
+        # The step of pictures is that of the last record, or the number of records where steps start anew.
+        self.step = 0
         for record in folder.records():
             self.record(record)
 
     @abstractmethod
     def show(self, points: Sequence[Scalar]) -> None:
-        """Points of any curves, each curve's in their order."""
+        """Show points; those of each curve are in order."""
 
     def record(self, record: Mapping[str, Any]) -> None:
         self.step = self.step + 1 if any(label in record for label in TRAJECTORY_FIELDS) else int(record["step"])
@@ -139,20 +143,20 @@ class Shown(Tracker):
 
     def content(self, path: Path, content: Any) -> None:
         if path.name == "comparison.json":
-            self.show(list(scalars_of_comparison(content)))
+            self.show(list(scalars_of_comparison(Summary.from_json(content))))
 
     def end(self, result: Mapping[str, Any]) -> None:
         self.finish(list(scalars_of({"event": "result", "step": self.step, **jsonable(dict(result))})))
 
     @abstractmethod
     def finish(self, figures: Sequence[Scalar]) -> None:
-        """The figures of the result."""
+        """Show the numbers of the result, and everything else that was not shown yet."""
 
 
 class TensorBoard(Shown):
-    """Event files in the run's folder: of the run itself, and in a folder each those of lines that share a chart.
+    """Event files in the run's folder, with a subfolder for each line of a chart of several.
 
-    Where there are files of before, the new ones begin with the mark that makes TensorBoard forget what it has read.
+    After a resumption, new files start with the mark that makes TensorBoard discard what it read from older ones.
     """
 
     def __init__(self, folder: RunFolder, config: Computed):
@@ -167,7 +171,7 @@ class TensorBoard(Shown):
                 self._show_picture("learning", frame, int(frame.stem))
 
     def _writer(self, line: str) -> Any:
-        """The writer of a line, besides the run's own the only open one: a line that has ended isn't come back to."""
+        """Return the writer of a line; close those of other lines, which have ended, but not the run's own."""
         from torch.utils.tensorboard import SummaryWriter
 
         if line not in self.writers:
@@ -176,7 +180,7 @@ class TensorBoard(Shown):
             path = self.path / line
             before = [int(file.name.split(".")[3]) for file in path.glob("events.out.tfevents.*")]
             if before and max(before) >= int(time.time()):
-                time.sleep(1)  # files are read in the order of their names, which have the second that they are of
+                time.sleep(1)  # files are read in the order of their names, which hold the second of their creation
             self.writers[line] = SummaryWriter(str(path), purge_step=0 if before else None, flush_secs=10)
             self.lines.add(path)
         return self.writers[line]
@@ -206,40 +210,40 @@ class TensorBoard(Shown):
             self._writer("").file_writer.add_summary(summary)
 
     def close(self, status: str) -> None:
-        with suppress(OSError):  # a full disk has been told of by metrics.jsonl
+        with suppress(OSError):  # a full disk was reported when metrics.jsonl was written
             for writer in self.writers.values():
                 writer.close()
         for line in {file.parent for file in self.path.rglob("events.out.tfevents.*")} - self.lines - {self.path}:
-            shutil.rmtree(line, ignore_errors=True)  # of what went otherwise when the run was resumed
+            shutil.rmtree(line, ignore_errors=True)  # a line that the resumed run no longer has
 
 
 class MLflow(Shown):
     """A run in an MLflow store: parameters, metrics, pictures, results and the best checkpoint.
 
-    Points are written when a checkpoint is saved, because MLflow forgets none: so it never has any that a resumption
-    would compute otherwise.
+    Points are written when a checkpoint is saved, because MLflow cannot delete points. So it never holds points that a
+    resumed run computes again.
     """
 
-    FOLDER = "l2l_runner.folder"  # the tag by which a run is found again
+    FOLDER = "l2l_runner.folder"  # the tag that identifies a run
 
     def __init__(self, folder: RunFolder, config: Computed):
         logger = config.logger
         assert isinstance(logger, MLflowLogger)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which MLflow looks at when it is first imported
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
         self.store = Path(logger.store).expanduser().absolute()
         self.points: list[Scalar] = []
         self.files: dict[Path, None] = {}
         self.known: set[tuple[str, int, str]] = set()
         with self._writing():
             self.store.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.store / "mlflow.lock")  # SQLite has one writer at a time, and gives up soon
+        self.lock = FileLock(self.store / "mlflow.lock")  # SQLite allows one writer, and does not wait for long
         super().__init__(folder)
         with self._writing(), self.lock:
             self._open(logger.experiment, settings_of(plain(config)))
             self._commit()
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Go on with the folder's run where it has one with something in it, else begin one."""
+        """Continue the folder's run if the store has one and the folder has records, else create a run."""
         from mlflow.entities import Param, RunTag
         from mlflow.tracking import MlflowClient
 
@@ -266,20 +270,21 @@ class MLflow(Shown):
             self.known |= {(key, metric.step, repr(metric.value)) for metric in history}
         given = {key: str(value)[:6000] for key, value in settings.items()}
         params = [Param(key, value) for key, value in given.items() if key not in run.data.params]
-        # MLflow's parameters stay as they are; what a resumption has changed becomes a tag.
+        # MLflow's parameters cannot change, so settings that a resumption changed become tags.
         tags = [RunTag(k, v) for k, v in given.items() if run.data.params.get(k, v) != v]
-        for at in range(0, len(params), 100):  # as many as it takes at once
+        for at in range(0, len(params), 100):  # the limit of a batch
             self.client.log_batch(self.run, params=params[at : at + 100])
         self.client.log_batch(self.run, tags=tags)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        """Turn errors of the store into a StorageError."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
             with warnings.catch_warnings():
-                # MLflow uses something that newer versions of SQLAlchemy deprecate.
+                # MLflow uses a feature that newer versions of SQLAlchemy deprecate.
                 warnings.filterwarnings("ignore", message=".*``noload`` loader", category=DeprecationWarning)
                 yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -333,4 +338,4 @@ TRACKERS: dict[str, Callable[[RunFolder, Computed], Tracker] | None] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
 }
-"""What shows a run elsewhere, by the names of the loggers."""
+"""The trackers, by the names of the loggers."""

@@ -123,7 +123,7 @@ def claims(budget: Budget) -> list[Claim]:
         Claim("cifar-horizon", "7", f"CIFAR-10: {_HORIZON}", _whole_horizon("cifar-10")),
         Claim("cifar-5-best", "7", f"CIFAR-5: {_BELOW_ALL}", _below_all("cifar-5")),
         Claim("cifar-2-best", "7", f"CIFAR-2: {_BELOW_ALL}", _below_all("cifar-2")),
-        Claim("art-horizon", "8", f"Neural art, 64×64, the style trained with: {_HORIZON}", _whole_horizon("art-test")),
+        Claim("art-horizon", "8", f"Neural art, 64×64, the training style: {_HORIZON}", _whole_horizon("art-test")),
         Claim("art-128-horizon", "8", f"Neural art, 128×128, a new style: {_HORIZON}", _whole_horizon("art-128")),
         Claim(
             "robust-relu",
