@@ -73,7 +73,7 @@ class Optimizer(ABC):
         """
 
 
-UPDATES, START, WARP, GATES = "updates", "start", "warp layers", "gates"
+UPDATES, START, WARP, GATES = "updates", "a starting point", "warp layers", "gates"
 """What can be learned: the updates themselves, the starting point, layers between those that a task adapts, and gates
 of recurrent cells. The losses run through the last two."""
 
