@@ -63,7 +63,7 @@ LOOKS = {
     "metacurvature": Look("Meta-Curvature", "#CC6677"),
     "kronecker": Look("Kronecker transform", "#6699CC"),
     "module_transform": Look("module transform", "#997700"),
-    "hypergradient": Look("learned rates", "#EE99AA"),
+    "hypergradient": Look("Hypergradient", "#EE99AA"),
 }
 """The look of each optimizer, by its name in a configuration."""
 

@@ -172,13 +172,16 @@ def sweep_picture(root: Path, name: str, number: int, runs: Sequence[Run]) -> Pi
             for run, result in zip(runs, results, strict=True)
         ]
     )
-    swept, score = list(jobs[0].values), runs[0].scored
-    if not swept:
+    score = runs[0].scored
+    if not jobs[0].values:
         return None
+    points = sweep_points(jobs, score)
+    over_seeds = "over seeds " if len(points[0].values) < len(jobs[0].values) else ""
     over = {run.over for run in runs if run.over}
     figure, axes = _figure("", LOSSES[score], f"{name}: mean over {over.pop() if len(over) == 1 else 'problems'}")
-    draw_sweep(axes, sweep_points(jobs, score))
-    caption = f"{LOSSES[score].capitalize()} with 95 % confidence intervals against {swept_words(swept)}."
+    draw_sweep(axes, points)
+    against = swept_words(list(points[0].values))
+    caption = f"{LOSSES[score].capitalize()} with 95 % confidence intervals {over_seeds}against {against}."
     return _write(root, f"sweep-{number}", figure, axes, f"{name}: {_numbers(runs)}", caption)
 
 
