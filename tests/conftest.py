@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from l2l_runner.launch.hydra import ENVIRONMENT
 os.environ.update({**ENVIRONMENT, **os.environ})  # before PyTorch is imported: several workers share the CPU
 pytest.register_assert_rewrite("running")
 
+from l2l_runner.kernels import build  # noqa: E402
 from running import QUICK, TINY, Ended, sketch, train  # noqa: E402
 
 
@@ -55,3 +59,27 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sketch(patched)
         assert train(folder, *QUICK).code == 0
     return folder
+
+
+@pytest.fixture
+def kernel_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of compiled kernels, and the compiler that is found without $CXX."""
+    monkeypatch.setenv("L2L_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path / "cache" / "kernels"
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes $CXX a shell script of that text, in which $REAL is the compiler; it notes its calls in calls.txt."""
+
+    def make(text: str, name: str = "cxx") -> Path:
+        script, calls = tmp_path / name, tmp_path / "calls.txt"
+        real = next(filter(None, map(shutil.which, build.COMPILERS)), "false")
+        note = f'echo "$@" >> {shlex.quote(str(calls))}'
+        script.write_text(f"#!/bin/sh\nREAL={shlex.quote(real)}\n{note}\n{text}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+        return calls
+
+    return make

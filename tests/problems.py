@@ -25,7 +25,7 @@ from l2l_runner import streams
 from l2l_runner.fields import parse_one_of
 from l2l_runner.layout import Layout
 from l2l_runner.optimizees import OPTIMIZEES, Optimizee, Problem
-from l2l_runner.optimizers import LSTM, RULES, LearnedRule, LSTMConfig, Optimizer, RNNprop, RNNpropConfig
+from l2l_runner.optimizers import LSTM, RULES, LearnedRule, LSTMConfig, Optimizer, RNNprop, RNNpropConfig, WarpRNN
 from l2l_runner.runtime import Runtime
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -161,6 +161,20 @@ def rnnprop(seed: int = 0, **changes: Any) -> RNNprop:
     node = {**OPTIMIZER_FILES["rnnprop"], "hidden": 3, "layers": 2, "output_scale": 0.5, **changes}
     config = RNNpropConfig(**{key: value for key, value in node.items() if key != "name"})
     return config.build(plain(4), torch.Generator().manual_seed(seed)).double()
+
+
+WARP_HIDDEN = 3
+"""Units of the LSTM in small Warp-RNNs."""
+
+
+def warp_rnn(layout: Layout, scale: float = 0.0, **changes: Any) -> WarpRNN:
+    """A small Warp-RNN in float64, whose gates are open at a scale of 0, and random otherwise."""
+    settings = parse_optimizer({**WARP_RNN, "hidden": WARP_HIDDEN, **changes})
+    optimizer: WarpRNN = settings.build(layout, torch.Generator().manual_seed(0)).double()
+    for gate in optimizer.gates.values():
+        weight = gate.project.weight
+        weight.data = scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).double()
+    return optimizer
 
 
 def plain(coordinates: int) -> Layout:

@@ -1,4 +1,4 @@
-"""The examples run, and the documentation shows what they really print."""
+"""Examples print what the documentation shows."""
 
 from __future__ import annotations
 
