@@ -195,7 +195,7 @@ def test_a_gradient_of_zero_moves_nothing(stem):
 
 @pytest.mark.parametrize("stem", ["rms", "adam"])
 def test_second_derivatives_of_a_coordinate_without_a_gradient_are_finite(stem):
-    """√v has an infinite derivative at v = 0; a coordinate that never moved must not make the others' derivatives NaN."""
+    """√v has an infinite derivative at v = 0; a coordinate that never moved must not make other derivatives NaN."""
     optimizer = from_file(stem, lr=0.1)
     params = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
     scale = torch.tensor([[1.3, 0.0]], dtype=torch.float64)  # the second coordinate's gradient is 0
