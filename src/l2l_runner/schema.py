@@ -121,15 +121,6 @@ class Tuning:
     per_decade: int = at_least(1)
     refinements: int = at_least(0)
 
-    def __post_init__(self) -> None:
-        """Refuse an empty range.
-
-        Raises:
-            ConfigError: the lowest rate is not below the highest.
-        """
-        if self.low >= self.high:
-            raise ConfigError(f"tune.low is {self.low:g}; expected less than tune.high, {self.high:g}.")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -143,11 +134,24 @@ class Evaluation:
         chunk: coordinates computed at once, which bounds memory.
     """
 
+    prefix: ClassVar[str] = "evaluation."  # of these keys on the command line
+
     baselines: dict[str, HandDesigned] = one_of(HAND_DESIGNED)
     steps: int | None = at_least(1)
     problems: int | None = at_least(2)
     tune: Tuning
     chunk: int = at_least(1)
+
+    def __post_init__(self) -> None:
+        """Refuse an empty range of rates.
+
+        Raises:
+            ConfigError: the lowest rate is not below the highest.
+        """
+        low, high = self.tune.low, self.tune.high
+        if low >= high:
+            key = f"{self.prefix}tune"
+            raise ConfigError(f"{key}.low is {low:g}; expected less than {key}.high, which is {high:g}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +267,8 @@ class EvalConfig(Computed, Evaluation):
         optimizee: what they are tried on; left out, what the first was trained on.
         score: what tuning minimises: the `final` loss or the `sum` of losses.
     """
+
+    prefix = ""
 
     checkpoint: str
     others: dict[str, str]

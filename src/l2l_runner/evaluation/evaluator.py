@@ -89,9 +89,8 @@ class Evaluator:
                 if tried and best[name].lr in (tried[0][0], tried[-1][0]):
                     log.warning(
                         "The best learning rate of %s, %.3g, is at the end of the range that was tried: widen "
-                        "evaluation.tune.low or evaluation.tune.high.",
-                        name,
-                        best[name].lr,
+                        "%stune.low or %stune.high.",
+                        *(name, best[name].lr, self.settings.prefix, self.settings.prefix),
                     )
         return best
 
