@@ -1,4 +1,4 @@
-"""Loss curves: comparisons, the learning while it goes on, and the pictures that optimizers reached."""
+"""Loss curves: comparisons, frames of meta-training, and the pictures that optimizers reached."""
 
 from __future__ import annotations
 
