@@ -13,11 +13,7 @@ from l2l_runner.optimizers import Adaptation, AdaptationConfig
 from l2l_runner.optimizers.warp import WarpConfig
 
 WIDTH, TASKS, LR = 3, 3, 0.2
-
-
 LAYOUT = Layout({"w": (WIDTH, WIDTH), "head.b": (WIDTH,)}, sites={"middle": Site(WIDTH, 0)}, tasks=TASKS)
-
-
 WARP = WarpConfig(layers=2, residual=False, batch_norm=False)
 
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from l2l_runner.kernels import FEATURES, Kernel, Network, State, TorchKernel
 
 F32, F64 = torch.float32, torch.float64
-
-
 NAN, INF = math.nan, math.inf
 
 # Windows to compute

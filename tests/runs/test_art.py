@@ -28,8 +28,6 @@ COLOURED = Image.new("RGB", (20, 20), (10, 200, 90))
 # Whole runs, and what cannot be
 
 TINY = ["optimizee=art", *GIVEN, "optimizee.size=16", "optimizee.content_layers=[3]", "optimizee.style_layers=[1,4]"]
-
-
 TINY += [*SMALL, "meta.steps=2", "optimizer.hidden=4"]
 
 
@@ -53,8 +51,6 @@ def test_there_is_no_picture_where_problems_are_none(reference: Path) -> None:
 
 
 EMPTY = {"nowhere": None, "empty": (), "words": ("readme.txt",), "broken": ("a.png", "b.png")}
-
-
 WITHOUT_DATA = [
     (["optimizee.content=nowhere"], ["optimizee.content is 'nowhere'", "folder of images"]),
     (["optimizee.content=empty"], ["holds no images", "PNG or JPEG"]),
@@ -72,8 +68,6 @@ WITHOUT_DATA = [
         ["there is no squeezenet1_1-", "data.download=true", "https://", "optimizee.weights=FILE"],
     ),
 ]
-
-
 BAD = [
     (["optimizee.content="], ["optimizee.content", "a path"]),
     (["optimizee.network=vgg11"], ["optimizee.network", "vgg16, vgg19"]),

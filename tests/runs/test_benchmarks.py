@@ -26,8 +26,6 @@ KINDS = {
     "mlp": lambda: problems.mlp(5, hidden=3, side=5, minibatch=7),
     "separable": lambda: problems.separable(33),
 }
-
-
 STEPS = 5
 
 

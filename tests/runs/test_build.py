@@ -14,8 +14,6 @@ from l2l_runner.kernels import build
 from running import QUICK, assert_one_sentence, finish, records, spawn
 
 NEEDED = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="there is no C++ compiler here")
-
-
 pytestmark = pytest.mark.usefixtures("kernel_cache")
 
 

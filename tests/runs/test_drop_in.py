@@ -17,8 +17,6 @@ from l2l_runner.runs import checkpoint
 from running import assert_one_sentence, evaluate, read_json
 
 LearnedOptimizer = l2l_runner.LearnedOptimizer
-
-
 TOGETHER = """
 import os, sys, torch
 from torch import nn

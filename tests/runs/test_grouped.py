@@ -29,8 +29,6 @@ GROUPS = [
     "optimizer=groups",
     "optimizer.groups.conv.optimizer.hidden=3",
 ]
-
-
 GROUPS += ["optimizer.groups.linear.optimizer.hidden=2", *SMALL]
 
 

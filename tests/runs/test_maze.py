@@ -38,8 +38,6 @@ from running import (
 # Runs
 
 ONLINE = ["experiment=maze", *given("maze"), "optimizer.hidden=3", "optimizer.lr=0.01", "unroll.length=3"]
-
-
 ONLINE += ["unroll.steps=12", "meta.runs=2", "meta.read_every=6", "device=cpu", "device.threads=1"]
 
 

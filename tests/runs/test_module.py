@@ -54,8 +54,6 @@ def annotated() -> nn.Module:
 # What cannot be
 
 GOOGLENET = ["optimizee.model._target_=torchvision.models.googlenet"]
-
-
 BAD = [
     (["optimizee.labels=[1,10]"], ["optimizee.labels[1] is 10", "< 10"]),
     (["optimizee.labels=[1,-1]"], ["optimizee.labels[1] is -1", "≥ 0"]),

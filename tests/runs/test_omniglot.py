@@ -29,11 +29,7 @@ def noisy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runtime:
 # Runs
 
 TINY = ["optimizee=omniglot", "optimizee.filters=2", "optimizee.minibatch=4", "optimizee.pretrain_alphabets=2"]
-
-
 TINY += ["optimizee.test_alphabets=2", "optimizee.validation_problems=2", "optimizee.test_problems=5"]
-
-
 TINY += ["unroll.steps=2", "meta.steps=1", "meta_batch=1", "device=cpu", "device.threads=1"]
 
 

@@ -25,8 +25,6 @@ from running import (
 )
 
 ONLINE = ["optimizee=digits", "optimizee.hidden=[4]", "optimizee.minibatch=8", "optimizer=hypergradient", "meta=online"]
-
-
 ONLINE += [
     "meta.lr=0.05",
     "unroll.steps=12",
@@ -36,8 +34,6 @@ ONLINE += [
     "device=cpu",
     "device.threads=1",
 ]
-
-
 pytestmark = pytest.mark.usefixtures("sketches")
 
 # Online

@@ -25,18 +25,12 @@ from problems import given as given_for
 
 GROUPS: dict[str, Any] = {"optimizee": OPTIMIZEES, "optimizer": RULES, "meta": METAS, "logger": LOGGERS}
 """Groups whose choices have a class each."""
-
-
 FILES = [(group, stem) for group in GROUPS for stem in yaml_group(group) if stem != "groups"]
-
-
 WHOLE: list[tuple[str, type, list[str]]] = [
     ("train", TrainConfig, []),
     ("train", TrainConfig, ["optimizer=groups"]),
     ("eval", EvalConfig, ["checkpoint=best.pt", "optimizee=quadratic"]),
 ]
-
-
 WHOLE += [("train", TrainConfig, [f"experiment={stem}", *given_for(stem)]) for stem in yaml_group("experiment")]
 
 

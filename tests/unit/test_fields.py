@@ -81,8 +81,6 @@ def test_good_values_become_typed_ones():
 
 
 positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
-
-
 inners = st.builds(Inner, count=st.integers(1, 2**70), rate=positive)
 
 

@@ -13,8 +13,6 @@ from l2l_runner.kernels import build
 from l2l_runner.kernels.build import BuildError, cache_folder, find_compiler, library_path, load_library
 
 NEEDED = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="there is no C++ compiler here")
-
-
 pytestmark = pytest.mark.usefixtures("kernel_cache")
 
 

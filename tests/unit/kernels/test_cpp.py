@@ -36,8 +36,6 @@ from windows import (
 )
 
 DTYPES = pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
-
-
 BOTH = pytest.mark.parametrize("kernel", [CppKernel(), TorchKernel()], ids=["cpp", "torch"])
 
 
@@ -77,14 +75,8 @@ NETWORKS = [
     Case(hidden, layers, preprocessing, STEPS[index % 4], COLUMNS[index % 7])
     for index, (preprocessing, layers, hidden) in enumerate(itertools.product(FEATURES, LAYERS, HIDDEN))
 ]
-
-
 WINDOWS = [Case(steps=steps, columns=columns) for steps, columns in itertools.product(STEPS, COLUMNS)]
-
-
 SETTINGS = [Case(p=p, output_scale=scale) for p, scale in [(0.01, 0.1), (1.0, 1.0), (80.0, 1e-3), (10.0, 100.0)]]
-
-
 MANY_BLOCKS = [Case(hidden=4, steps=3, columns=columns) for columns in (2048, 5000)]  # sums are flushed on the way
 
 
@@ -93,8 +85,6 @@ FEATURED = [
     case._replace(reading=reading, squash=squash)
     for case, (reading, squash) in zip(NETWORKS, itertools.cycle([(2, True), (1, True), (3, False)]), strict=False)
 ]
-
-
 CASES = list(dict.fromkeys([*NETWORKS, *WINDOWS, *SETTINGS, *MANY_BLOCKS, *FEATURED]))
 
 

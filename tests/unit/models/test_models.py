@@ -20,8 +20,6 @@ from problems import (
 )
 
 RESNET20 = DATA / "hub" / "checkpoints" / "resnet20-12fca82f.th"
-
-
 needs_resnet20 = pytest.mark.skipif(
     not RESNET20.is_file(), reason="resnet20-12fca82f.th is not in hub/checkpoints of the folder that L2L_DATA names"
 )

@@ -24,8 +24,6 @@ from running import ROOT
 from small_nets import TRANSFORMS, scattered
 
 ORACLE = json.loads((ROOT / "tests" / "fixtures" / "learn2learn.json").read_text())
-
-
 SHAPES = [(), (1,), (4,), (3, 5), (1, 1), (4, 3, 2), (4, 3, 2, 3), (2, 1, 1, 1)]
 
 

@@ -22,17 +22,11 @@ from l2l_runner.optimizees.art import NETWORKS, activations, gram, total_variati
 from problems import DATA, NEEDS, RUNTIME, any_optimizer, art_files, optimizee, problems, scattered
 
 CAFFE = "squeezenet1_1_caffe_features-e7ae3ddc.pth"
-
-
 NEURAL_ART = DATA / "neural_art"
-
-
 needs_neural_art = pytest.mark.skipif(
     "L2L_DATA" not in os.environ or not (NEURAL_ART.is_dir() and (DATA / "hub" / "checkpoints" / CAFFE).is_file()),
     reason=f"neural_art and hub/checkpoints/{CAFFE} are not in the folder that L2L_DATA names",
 )
-
-
 SEEDS = streams.seeds(0, "train", 0, 3)
 
 
@@ -202,8 +196,6 @@ def test_a_photograph_of_the_size_of_the_image_is_taken_as_it_is(tmp_path):
 
 
 COLOURED = Image.new("RGB", (20, 20), (10, 200, 90))
-
-
 KINDS = {
     "grey.png": (Image.new("L", (20, 20), 100), (100, 100, 100)),
     "deep.png": (Image.fromarray(np.full((20, 20), 100 * 257, dtype=np.uint16)), (100, 100, 100)),

@@ -138,11 +138,7 @@ KINDS = {
     "attention": {"model": here("Attending")},
     "partly-trained": {"model": here("Partly")},
 }
-
-
 LOOPED = {"dropout", "recurrent", "attention"}
-
-
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 

@@ -31,8 +31,6 @@ from l2l_runner.runtime import Runtime
 from problems import RUNTIME, needs_omniglot, optimizee, scattered
 
 CPU = torch.device("cpu")
-
-
 PARTS = ("images_background", "images_evaluation")
 
 # Files

@@ -35,26 +35,12 @@ from problems import (
 )
 
 LSTM = {**OPTIMIZER_FILES["lstm"], "hidden": 3, "output_scale": 0.5}
-
-
 OTHER = {**LSTM, "hidden": 2, "layers": 1, "preprocessing": "none"}
-
-
 WHOLE = {**LSTM, "coordinatewise": False}
-
-
 RNNPROP = {**OPTIMIZER_FILES["rnnprop"], "hidden": 3}
-
-
 CURVATURE = {**OPTIMIZER_FILES["metacurvature"], "lr": 0.05}
-
-
 SGD = {**OPTIMIZER_FILES["sgd"], "lr": 0.05, "weight_decay": 0.1}
-
-
 ADAM = {**OPTIMIZER_FILES["adam"], "lr": 0.05}
-
-
 MIXES = {
     "two-lstms": (LSTM, OTHER),
     "rnnprop-and-lstm": (RNNPROP, LSTM),
