@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from l2l_runner.kernels import build
-from l2l_runner.kernels.build import BuildError, cache_folder, find_compiler, library_path, load_library
+from l2l_runner.kernels.build import BuildError, cache_folder, find_compiler, library_prefix, load_library
 
 NEEDED = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="there is no C++ compiler here")
 pytestmark = pytest.mark.usefixtures("kernel_cache")
@@ -67,10 +68,10 @@ def test_another_source_compiler_version_cpu_or_set_of_flags_is_another_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Callable[..., Path]
 ) -> None:
     path = source(tmp_path)
-    places = {library_path(path, find_compiler())}
+    places = {library_prefix(path, find_compiler())}
 
     def note() -> None:
-        place = library_path(path, find_compiler())
+        place = library_prefix(path, find_compiler())
         assert place not in places
         places.add(place)
 
@@ -84,7 +85,7 @@ def test_another_source_compiler_version_cpu_or_set_of_flags_is_another_library(
     note()
     monkeypatch.setattr(build, "ATTEMPTS", ((),))
     note()
-    note_again = library_path(path, find_compiler())
+    note_again = library_prefix(path, find_compiler())
     assert note_again in places  # the same, the same place
 
 
@@ -96,13 +97,65 @@ def test_a_changed_source_is_compiled_anew(tmp_path: Path, kernel_cache: Path) -
 
 
 @NEEDED
-@pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF half of one"])
-def test_a_damaged_library_is_made_anew(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF half of one", None])
+def test_a_damaged_library_is_made_anew(tmp_path: Path, kernel_cache: Path, content: bytes | None) -> None:
     path = source(tmp_path)
-    place = library_path(path, find_compiler())
-    place.parent.mkdir(parents=True)
-    place.write_bytes(content)
+    fresh(path)
+    (library,) = kernel_cache.iterdir()
+    whole = library.read_bytes()
+    library.unlink()  # it is loaded into this process, which would not survive a change of the file itself
+    library.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if content is None else content)  # None: one bit is flipped
+    library.chmod(0o755)
     assert fresh(path).answer() == 42
+    assert [item.read_bytes() for item in kernel_cache.iterdir()] == [whole]
+
+
+@NEEDED
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_a_library_that_others_can_change_is_not_loaded(
+    tmp_path: Path, kernel_cache: Path, mode: int, compiler: Callable[[str], Path]
+) -> None:
+    calls, path = compiler('exec "$REAL" "$@"'), source(tmp_path)
+    fresh(path)
+    (library,) = kernel_cache.iterdir()
+    library.chmod(mode)
+    assert fresh(path).answer() == 42
+    assert len(builds(calls)) == 2
+    (replaced,) = kernel_cache.iterdir()
+    assert not replaced.stat().st_mode & 0o022
+
+
+@NEEDED
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can give a file to another user")
+def test_a_library_of_another_user_is_not_loaded(
+    tmp_path: Path, kernel_cache: Path, compiler: Callable[[str], Path]
+) -> None:
+    calls, path = compiler('exec "$REAL" "$@"'), source(tmp_path)
+    fresh(path)
+    (library,) = kernel_cache.iterdir()
+    os.chown(library, 12345, 12345)
+    assert fresh(path).answer() == 42
+    assert len(builds(calls)) == 2
+
+
+@NEEDED
+def test_a_cache_that_others_can_write_into_is_refused(tmp_path: Path, kernel_cache: Path) -> None:
+    kernel_cache.mkdir(parents=True)
+    kernel_cache.chmod(0o777)
+    with pytest.raises(BuildError, match=r"others can write into .*set L2L_CACHE=FOLDER"):
+        fresh(source(tmp_path))
+    kernel_cache.chmod(0o1777)  # as /tmp is: nobody can replace another's file
+    assert fresh(source(tmp_path)).answer() == 42
+
+
+@NEEDED
+def test_what_killed_builds_left_is_removed(tmp_path: Path, kernel_cache: Path) -> None:
+    for name in ("build-old", "build-new"):
+        (kernel_cache / name).mkdir(parents=True)
+    os.utime(kernel_cache / "build-old", (0, 0))
+    fresh(source(tmp_path))
+    assert not (kernel_cache / "build-old").exists()
+    assert (kernel_cache / "build-new").exists()  # another process may be at it
 
 
 # Compilers
@@ -158,7 +211,27 @@ def test_a_compiler_that_does_not_end(
 ) -> None:
     compiler('[ "$1" = --version ] || exec sleep 60')
     monkeypatch.setattr(build, "TIME_LIMIT", 0.2)
-    with pytest.raises(BuildError, match="could not be run"):
+    with pytest.raises(BuildError, match="did not end within"):
+        fresh(source(tmp_path))
+
+
+@NEEDED
+def test_a_compiler_with_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Callable[[str], Path]
+) -> None:
+    calls = compiler('exec "$REAL" "$@"')
+    monkeypatch.setenv("CXX", f"env LANG=C {tmp_path / 'cxx'} -DMINE")
+    assert fresh(source(tmp_path)).answer() == 42
+    assert builds(calls)[0].startswith("-DMINE ")
+
+
+@NEEDED
+def test_messages_of_the_compiler_do_not_depend_on_the_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Callable[[str], Path]
+) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    compiler('echo "error: locale $LC_ALL" >&2; exit 1')
+    with pytest.raises(BuildError, match=r"error: locale C$"):
         fresh(source(tmp_path))
 
 
