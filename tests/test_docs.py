@@ -158,6 +158,13 @@ def test_the_first_page_uses_a_pretrained_optimizer(tmp_path: Path, capsys: pyte
     assert float(loss[1]) < 0.3
 
 
+def test_the_nouns_work_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(written("docs/python.md", tmp_path) / "nouns.py"))
+    loss = re.fullmatch(r"mean loss (\d\.\d{3}) after 100 steps\n", capsys.readouterr().out)
+    assert loss is not None
+    assert float(loss[1]) < 1
+
+
 def pretrained_config(name: str) -> dict[str, Any]:
     return load(pretrained()[name].path)["config"]
 
@@ -275,7 +282,7 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
     assert "replay, C++ kernel" in shown["performance"]
     assert 'href="files/examples/learned_rates.py.html"' in shown["transforms"]
     api = (tmp_path / "api" / "learned_optimizer.html").read_text()
-    assert "what a trained coordinatewise optimizer answers" in api
+    assert "the update that a trained coordinatewise optimizer makes" in api
 
 
 @needs_codespell

@@ -103,7 +103,7 @@ def meta_train(
     Raises:
         ConfigError: the rule cannot be built for these problems.
 
-    Example:
+    Examples:
         >>> from l2l_runner.meta import Unroll
         >>> from l2l_runner.optimizees import Rosenbrock
         >>> from l2l_runner.optimizers import RNNpropConfig
@@ -169,7 +169,7 @@ def compare(
     Returns:
         The curves of all; `evaluation.comparison.table(comparison.summary())` is the table that `eval` prints.
 
-    Example:
+    Examples:
         >>> from l2l_runner.optimizees import Quadratic
         >>> from l2l_runner.optimizers import SGD
         >>> sizes = {"batch": 8, "validation_problems": 8, "test_problems": 8}

@@ -99,7 +99,7 @@ def parse(cls: type[T], values: object, path: str = "") -> T:
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or breaks its rule.
 
-    Example:
+    Examples:
         >>> @dataclass(frozen=True)
         ... class Sizes:
         ...     hidden: int = at_least(1)

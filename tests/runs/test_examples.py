@@ -1,7 +1,8 @@
-"""Examples print what the documentation shows."""
+"""Test that the examples run and that the documentation shows what they print."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def test_the_inner_update_prints_what_the_documentation_shows(tmp_path: Path) ->
     losses = [float(line.split()[-1]) for line in ended.stdout.splitlines() if "meta-step" in line]
     assert losses[-1] < losses[0] / 2
     shown = (ROOT / "docs" / "modules.md").read_text()
-    # The last digits of a long training depend on the machine, all before it doesn't.
+    # The last digits of a long training depend on the machine; what comes before does not.
     for line in ended.stdout.splitlines():
         if "meta-step" not in line:
             assert line in shown
@@ -50,6 +51,18 @@ def test_learned_rates_print_what_the_documentation_shows(tmp_path: Path) -> Non
         re.findall(r"-?\d\.\d{3}", ended.stdout), re.findall(r"-?\d\.\d{3}", shown), strict=False
     ):
         assert abs(float(mine) - float(documented)) < 0.03
+
+
+def test_meta_training_and_comparing_need_python_alone(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "bare_api.py"
+    assert len(script.read_text().splitlines()) <= 60
+    saved = tmp_path / "lstm.pt"
+    command = [sys.executable, "-W", "error", str(script), "--meta-steps", "2", "--problems", "8", "--save", str(saved)]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that spin slow each other down where cores are few
+    ended = subprocess.run(command, cwd=tmp_path, env=alone, text=True, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert re.findall(r"^(lstm|nag|adam) ", ended.stdout, re.MULTILINE) == ["lstm", "nag", "adam"]
+    assert saved.exists()
 
 
 @needs_mnist

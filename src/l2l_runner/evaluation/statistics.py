@@ -27,7 +27,7 @@ def interval(values: Any) -> Interval:
     Args:
         values: a sequence, an array or a tensor on the CPU.
 
-    Example:
+    Examples:
         >>> interval([1.0, 2.0, 3.0]).shown()
         '2 ± 2.5'
     """

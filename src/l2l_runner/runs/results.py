@@ -39,7 +39,7 @@ class Interval:
         Args:
             sign: −1 where the mean is of losses that are minus a gain.
 
-        Example:
+        Examples:
             >>> Interval(0.15712, 0.0301).shown(), Interval(-7.25).shown(sign=-1), Interval(math.inf).shown()
             ('0.1571 ± 0.03', '7.25', 'diverged')
         """

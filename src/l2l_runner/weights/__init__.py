@@ -42,7 +42,7 @@ class Card:
 def pretrained() -> dict[str, Card]:
     """Return the cards of all pretrained optimizers, by name.
 
-    Example:
+    Examples:
         >>> sorted(pretrained())
         ['mnist', 'quadratic', 'robust']
     """
