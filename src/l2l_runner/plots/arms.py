@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l2l_runner.files import write_atomically
-from l2l_runner.plots.style import LOOKS, PALETTE, arm_label, draw_band, label_of, new_axes, png
+from l2l_runner.plots.style import LOOKS, PALETTE, arm_label, draw_band, label_of, log_y, new_axes, png
 
 ON, OFF = LOOKS["lstm"].colour, LOOKS["sgd"].colour
 """Colours of the arm with what is studied, and of the arm without."""
@@ -58,7 +58,7 @@ def online(path: Path, summary: Mapping[str, Any]) -> None:
         if panel == training:
             axes.legend(fontsize=8, frameon=False)
         if panel == training and not gain:
-            axes.set_yscale("log")
+            log_y(axes)
             drawn = drawn[drawn > 0]
         # The means set the limits, because bands of few runs are wide.
         if len(drawn) and panel == training and not gain:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from l2l_runner.files import write_atomically
-from l2l_runner.plots.style import LOOKS, draw_band, label_of, look_of, new_axes, png
+from l2l_runner.plots.style import LOOKS, draw_band, label_of, log_y, look_of, new_axes, png
 
 
 class Reading(Protocol):
@@ -115,7 +115,7 @@ def draw_curves(
         shown = finite & np.isfinite(band)
         draw_band(axes, steps[shown], low[shown], high[shown], look.colour)
     if log:
-        axes.set_yscale("log")
+        log_y(axes)
     ceiling = 3 * float(np.nanmax(starts)) if log and np.isfinite(starts).any() else None
     if ceiling is not None and axes.get_ylim()[1] > ceiling:
         axes.set_ylim(top=ceiling)
@@ -219,7 +219,7 @@ def learning(
             axes.annotate(f" {horizon} steps", (first, 0.02), xycoords=("data", "axes fraction"), **style)
         drawn = np.concatenate([drawn, xy[:, 1]])
     if not gain:
-        axes.set_yscale("log")
+        log_y(axes)
         drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
         # The losses of an untrained optimizer would press the rest flat.
         if len(drawn) and drawn.max() > 1e3 * drawn.min():

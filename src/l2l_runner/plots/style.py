@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -111,6 +112,13 @@ def new_axes(figure: Figure, position: Any, xlabel: str, ylabel: str, title: str
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     return axes
+
+
+def log_y(axes: Axes) -> None:
+    """Make the ordinate logarithmic, unless nothing on it is positive, as where everything diverged."""
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
+    if any((values > 0).any() for values in drawn):
+        axes.set_yscale("log")
 
 
 def draw_band(axes: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, colour: str, alpha: float = 0.2) -> None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from l2l_runner.files import write_atomically
-from l2l_runner.plots.style import LOOKS, PALETTE, label_of, new_axes, png
+from l2l_runner.plots.style import LOOKS, PALETTE, label_of, log_y, new_axes, png
 
 FAILED, DIVERGED = "failed", "diverged"
 MARKERS = {FAILED: "P", DIVERGED: "X"}
@@ -121,7 +121,7 @@ def draw_sweep(axes: Axes, points: Sequence[SweepPoint], losses: bool = True) ->
         axes.set_xticks(range(len(categories)), categories)
     positive = [point.mean for point in reached if point.mean > 0]
     if log_losses and positive:
-        axes.set_yscale("log")
+        log_y(axes)
         axes.set_ylim(0.5 * min(positive), 2 * max(positive))  # intervals of few problems are wide
 
 

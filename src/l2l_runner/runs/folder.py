@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from l2l_runner import files
-from l2l_runner.errors import FolderTaken, StorageError
+from l2l_runner.errors import FolderTaken, StorageError, reason
 from l2l_runner.files import jsonable, with_nan
+
+log = logging.getLogger(__name__)
 
 WHERE_KEYS = ("resume", "data", "device.name", "device.threads", "kernel", "logger")
 """Keys that say where and with what help a run is computed, but not what it computes."""
@@ -145,10 +148,19 @@ class RunFolder:
     def draw(self, plot: Callable[..., None], names: str | Sequence[str], *data: Any) -> Path:
         """Draw a picture into the folder with a function of `plots`, under one or several names; return the first path.
 
+        A picture that cannot be drawn is logged and left out: it must not end a run.
+
         Raises:
             StorageError: it could not be written.
         """
         paths = [self.path / name for name in ([names] if isinstance(names, str) else names)]
-        plot(paths[0] if isinstance(names, str) else paths, *data)
-        self.tracker.picture(paths[0])
+        try:
+            plot(paths[0] if isinstance(names, str) else paths, *data)
+        except StorageError:
+            raise
+        except Exception as error:
+            log.warning("%s could not be drawn (%s).", paths[0].name, reason(error))
+            log.debug("The traceback:", exc_info=True)
+        else:
+            self.tracker.picture(paths[0])
         return paths[0]

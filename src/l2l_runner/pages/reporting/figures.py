@@ -19,7 +19,7 @@ from l2l_runner.pages.reporting.runs import Run, RunCurves
 from l2l_runner.pages.reporting.settings import differing, flat
 from l2l_runner.plots import style
 from l2l_runner.plots.curves import draw_curves
-from l2l_runner.plots.style import Look, draw_band, label_of, look_of, new_axes
+from l2l_runner.plots.style import Look, draw_band, label_of, log_y, look_of, new_axes
 from l2l_runner.plots.sweeps import draw_sweep
 from l2l_runner.runs.reading import SweepJob, keep_swept
 from l2l_runner.runs.results import Entry, RunResult
@@ -157,7 +157,7 @@ def _limit(axes: Axes) -> None:
     drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in own])
     if (drawn < 0).any():
         return
-    axes.set_yscale("log")
+    log_y(axes)
     drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
     if len(drawn):
         axes.set_ylim(0.7 * drawn.min(), min(axes.get_ylim()[1], 1.4 * drawn.max(), 1e3 * drawn.min()))

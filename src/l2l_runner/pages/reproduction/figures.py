@@ -19,7 +19,7 @@ from l2l_runner.pages.reproduction.results import Results
 from l2l_runner.pages.reproduction.settings import Budget
 from l2l_runner.pages.reproduction.stages import grid
 from l2l_runner.plots.curves import draw_curves
-from l2l_runner.plots.style import LOOKS, label_of, look_of, new_axes, png
+from l2l_runner.plots.style import LOOKS, label_of, log_y, look_of, new_axes, png
 
 DPI = 150
 
@@ -215,7 +215,7 @@ def _sizes(cells: Mapping[tuple[int, int], str]) -> Callable[[Results, Path], bo
                         place.plot([x], [mean], "o", markersize=12, markerfacecolor="none", color=lstm.colour)
             place.set_xticks(range(len(done)), [str(hidden) for hidden in done])
             place.set_xlim(-0.5, len(done) - 0.5)
-            place.set_yscale("log")
+            log_y(place)
         _legend(figure, axes)
         write_atomically(path, png(figure, DPI))
         return True
@@ -263,7 +263,8 @@ def _long(results: Results, path: Path) -> bool:
         width = 2 if entry.lr is None else 1.4
         axes[0].plot(steps, recent, label=label_of(name), linewidth=width, **look_of(name, list(optimizers)).style)
     if optimizers:
-        axes[0].set(xscale="log", yscale="log")
+        axes[0].set_xscale("log")
+        log_y(axes[0])
         axes[0].set_ylim(top=min(10.0, axes[0].get_ylim()[1]))
         axes[0].margins(x=0)
     else:
