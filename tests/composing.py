@@ -16,7 +16,15 @@ from omegaconf.errors import OmegaConfBaseException
 from l2l_runner import eval as eval_module
 from l2l_runner.errors import UserError
 from l2l_runner.launch.hydra import explain
-from l2l_runner.launch.overrides import allow_new_keys, check_choices, choices, conf_folder, overrides_of, quote_paths
+from l2l_runner.launch.overrides import (
+    allow_new_keys,
+    check_choices,
+    choices,
+    conf_folder,
+    keep_trained_optimizee,
+    overrides_of,
+    quote_paths,
+)
 from l2l_runner.schema import EvalConfig, TrainConfig, parse_train
 
 
@@ -53,7 +61,8 @@ def parsed(*arguments: str) -> TrainConfig:
 
 def parsed_eval(*arguments: str) -> EvalConfig:
     """Return the configuration that `eval` would run."""
-    return eval_module.parse(composed(*arguments, command="eval"), overrides_of(arguments).keys())
+    rewritten = keep_trained_optimizee(arguments)
+    return eval_module.parse(composed(*rewritten, command="eval"), overrides_of(rewritten).keys())
 
 
 def refusal(arguments: Sequence[str], parse: Any = parsed) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from composing import refusal
+from composing import parsed, parsed_eval, refusal
 
 SMALL = ["unroll.steps=10", "unroll.length=4"]
 BAD = [
@@ -92,3 +92,98 @@ def test_a_bad_setting_is_one_sentence(arguments: list[str], words: list[str]) -
     assert "\n" not in sentence
     for word in words:
         assert word in sentence
+
+
+REWEIGHT = ["meta=reweight", "optimizee=imbalance", "optimizer=sgd", "meta.proportions=[0.8,0.9]"]
+REWEIGHT += ["optimizee.data=digits", "optimizee.images=60"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["meta.proportions=[]"], ["meta.proportions", "one or more"]),
+        (["meta.proportions=[0.9,0.9]"], ["meta.proportions", "all different"]),
+        (["meta.proportions=0.9"], ["meta.proportions", "0.9", "list"]),
+        (["meta.proportions=[0.9,1.0]"], ["meta.proportions[1]", "1.0", "< 1"]),
+        (["meta.proportions=[0.8,0.995]"], ["optimizee.images=60", "0.995", "rare class"]),
+        (["meta.runs=0"], ["meta.runs", "0", "≥ 1"]),
+        (["meta.read_every=0"], ["meta.read_every", "0", "≥ 1"]),
+        (["optimizee.classes=[9]"], ["optimizee.classes", "[9]", "two different digits"]),
+        (["optimizee.classes=[4,4]"], ["optimizee.classes", "[4, 4]", "two different digits"]),
+        (["optimizee.classes=[4,10]"], ["optimizee.classes[1]", "10", "< 10"]),
+        (["optimizee.proportion=0.3"], ["optimizee.proportion", "0.3", "≥ 0.5"]),
+        (["optimizee.data=cifar"], ["optimizee.data", "'cifar'", "mnist, digits"]),
+        (["optimizee.side=15"], ["optimizee.side", "15", "≥ 16"]),
+        (["optimizee.clean=0"], ["optimizee.clean", "0", "≥ 1"]),
+        (["optimizer=lstm"], ["meta=reweight", "hand-designed", "optimizer=lstm", "learns updates", "sgd or adam"]),
+    ],
+)
+def test_a_bad_setting_of_reweighting_is_one_sentence(arguments: list[str], words: list[str]) -> None:
+    sentence = refusal([*REWEIGHT, *arguments])
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+def test_only_some_optimizees_can_be_reweighted() -> None:
+    sentence = refusal(["meta=reweight", "optimizer=sgd"])
+    for word in ("meta=reweight", "optimizee=quadratic", "optimizee=imbalance"):
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("meta", "given", "named"),
+    [
+        ("online", ["optimizer=hypergradient", "evaluate=false"], "meta=online ignores evaluate here:"),
+        ("online", ["optimizer=hypergradient", "meta_batch=3", "evaluate=true"], "ignores evaluate and meta_batch"),
+        ("reweight", ["optimizee=imbalance", "optimizer=sgd", "score=sum"], "meta=reweight ignores score here:"),
+        (
+            "warpgrad",
+            ["optimizee=omniglot", "optimizer=warp", "meta.algorithm=online", "meta.every=2", "meta.batch=3"],
+            "meta=warpgrad ignores meta.batch and meta.every here:",
+        ),
+    ],
+)
+def test_keys_that_a_run_ignores_are_refused(meta: str, given: list[str], named: str) -> None:
+    sentence = refusal([f"meta={meta}", *given])
+    assert named in sentence
+    assert sentence.endswith("leave that out.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["checkpoint is missing", "checkpoint="]),
+        (["checkpoint="], ["checkpoint is empty"]),
+        (["checkpoint=", "optimizee.dim=5"], ["checkpoint is empty"]),
+        (["checkpoint=nowhere.pt"], ["nowhere.pt", "no checkpoint"]),
+        (["checkpoint=nowhere.pt", "optimizee.dim=5"], ["nowhere.pt", "no checkpoint"]),
+        (["checkpoint=."], ["best.pt", "no checkpoint"]),
+        (["checkpoint=null"], ["no checkpoint"]),
+        (["checkpoint=quadratic", "optimizee=foo"], ["optimizee=foo", "quadratic"]),
+        (["checkpoint=quadratic", "optimizee.dim=ten"], ["optimizee.dim", "'ten'"]),
+        (["checkpoint=quadratic", "optimizee.foo=1"], ["optimizee.foo"]),
+        (["checkpoint=quadratic", "+optimizee.foo=1"], ["optimizee.foo"]),
+        (["checkpoint=quadratic", "steps=0"], ["steps", "0"]),
+        (["checkpoint=quadratic", "problems=1"], ["problems", "1"]),
+        (["checkpoint=quadratic", "seed=-1"], ["seed", "-1"]),
+        (["checkpoint=quadratic", "score=best"], ["score", "'best'"]),
+        (["checkpoint=quadratic", "tune.low=20"], ["tune.low is 20; expected less than tune.high"]),
+        (["checkpoint=quadratic", "baselines.adam.lr=0"], ["baselines.adam.lr", "0"]),
+        (["checkpoint=quadratic", "optimizer.hidden=3"], ["optimizer"]),
+        (["checkpoint=quadratic", "meta.steps=3"], ["meta"]),
+        (["checkpoint=quadratic", "foo=3"], ["foo"]),
+    ],
+)
+def test_a_bad_evaluation_is_one_sentence(arguments: list[str], words: list[str]) -> None:
+    sentence = refusal(arguments, parsed_eval)
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+def test_what_is_small_is_no_refusal() -> None:
+    """Every row above is refused for what it says, because what it is added to is not."""
+    parsed(*SMALL)
+    parsed(*REWEIGHT)
+    parsed_eval("checkpoint=quadratic", "optimizee.dim=5")
