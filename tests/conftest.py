@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,9 @@ os.environ.update({**ENVIRONMENT, **os.environ})  # before PyTorch is imported: 
 pytest.register_assert_rewrite("running")
 
 from l2l_runner.kernels import build  # noqa: E402
+from l2l_runner.meta import METAS  # noqa: E402
+from l2l_runner.optimizees import OPTIMIZEES  # noqa: E402
+from l2l_runner.optimizers import HAND_DESIGNED, LEARNED  # noqa: E402
 from running import QUICK, TINY, Ended, sketch, train  # noqa: E402
 
 
@@ -83,3 +87,14 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         return calls
 
     return make
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Unregister after the test the optimizees, rules and estimators that it registered."""
+    known: list[dict[str, Any]] = [OPTIMIZEES, HAND_DESIGNED, LEARNED, METAS]
+    before = [dict(registry) for registry in known]
+    yield
+    for registry, was in zip(known, before, strict=True):
+        registry.clear()
+        registry.update(was)

@@ -1,14 +1,11 @@
-"""Test the documentation: code runs, commands compose, links work, spelling is right, the site builds cleanly."""
+"""Test the documentation: code runs, commands compose, links work, spelling is right, settings are described."""
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,95 +17,24 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import l2l_runner
+from documentation import DOCS, HOW_TO_COMMANDS, HOW_TOS, PAGES, TEXTS, commands_of, files_of, needs_site, written
 from l2l_runner import schema, streams
 from l2l_runner.launch.overrides import allow_new_keys, conf_folder
-from l2l_runner.meta import METAS, TBPTT
+from l2l_runner.meta import TBPTT
 from l2l_runner.meta.base import loss_weights
-from l2l_runner.optimizees import OPTIMIZEES
-from l2l_runner.optimizers import HAND_DESIGNED, LEARNED
 from l2l_runner.pages.reproduction.settings import parse_reproduce
 from l2l_runner.runs.checkpoint import load
 from l2l_runner.weights import pretrained
 from problems import RUNTIME, lstm, problems
-from running import ROOT, call, has_plugin, read_json
+from running import ROOT, has_plugin
 
 pytestmark = pytest.mark.usefixtures("sketches", "registries")
 
-DOCS = ROOT / "docs"
-TEXTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
-HOW_TOS = [page for page in PAGES if page.startswith("docs/howto/")]
 PARSERS = {"train": schema.parse_train, "eval": schema.parse_eval, "reproduce": parse_reproduce}
-FEWER = ["optimizee.batch=4", "optimizee.validation_problems=4", "optimizee.test_problems=4", "device.threads=1"]
-CRUDE = ["evaluation.tune.per_decade=1", "evaluation.tune.refinements=0"]
 
-needs_site = pytest.mark.skipif(
-    not all(find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")),
-    reason="the site is built with the packages of the extra docs: pip install -e '.[docs]'",
-)
 needs_codespell = pytest.mark.skipif(
     find_spec("codespell_lib") is None, reason="spelling is checked by codespell: pip install -e '.[docs]'"
 )
-
-
-@pytest.fixture
-def registries() -> Iterator[None]:
-    """Unregister after the test what the pages' code registered."""
-    known: list[dict[str, Any]] = [OPTIMIZEES, HAND_DESIGNED, LEARNED, METAS]
-    before = [dict(registry) for registry in known]
-    yield
-    for registry, was in zip(known, before, strict=True):
-        registry.clear()
-        registry.update(was)
-
-
-def files_of(page: str) -> dict[str, str]:
-    """Return the files that a page shows whole, by name."""
-    found = re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-    return dict(found)
-
-
-def commands_of(page: str) -> list[list[str]]:
-    """Return the commands that a page shows, in blocks and in lists of its text, word by word."""
-    text = (ROOT / page).read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    blocks += re.findall(r"^(?:- .*|  )`((?:python|torchrun) .*)`$", text, re.MULTILINE)
-    lines = (shlex.split(line, comments=True) for block in blocks for line in _joined(block))
-    return [words for words in lines if words]
-
-
-def _joined(block: str) -> list[str]:
-    return block.replace("\\\n", " ").splitlines()
-
-
-def written(page: str, folder: Path) -> Path:
-    for name, text in files_of(page).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
-
-
-HOW_TO_COMMANDS = [(page, command) for page in HOW_TOS for command in commands_of(page)]
-
-
-@pytest.mark.parametrize(("page", "command"), HOW_TO_COMMANDS, ids=[" ".join(c[1:4]) for _, c in HOW_TO_COMMANDS])
-def test_every_how_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str, command: list[str]) -> None:
-    python, script, *arguments = command
-    assert python == "python"
-    monkeypatch.chdir(written(page, tmp_path))
-    run = tmp_path / "run"
-    ended = call(lambda: runpy.run_path(script, run_name="__main__"), run, [*arguments, *FEWER, *CRUDE])
-    assert ended.code == 0, ended.err
-    assert read_json(run / "result.json")["status"] == "completed"
-    name = Path(script).stem
-    composed = OmegaConf.load(run / ".hydra" / "config.yaml")
-    assert name in (run / ".hydra" / "overrides.yaml").read_text()
-    if "optimizer=lion" in arguments:
-        assert not (run / "comparison.json").exists()
-    else:
-        compared = read_json(run / "comparison.json")
-        assert {"sgd", "nag", "rms", "adam", composed.optimizer.name} <= set(compared["optimizers"])
-        assert ("lion" in compared["optimizers"]) == (name == "lion")
 
 
 @pytest.mark.parametrize("page", HOW_TOS)
@@ -149,13 +75,6 @@ def test_evolution_finds_the_slope_along_its_perturbation(tmp_path: Path) -> Non
     noise = sigma * streams.normal(problem.seeds[:1], len(grads), "evolution")[0]
     torch.testing.assert_close(grads, noise * (noise @ true) / sigma**2, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(mine.meta_loss, theirs.meta_loss, rtol=1e-4, atol=0)
-
-
-def test_the_first_page_uses_a_pretrained_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(written("docs/index.md", tmp_path) / "digits.py"))
-    loss = re.fullmatch(r"loss (\d\.\d\d) after 100 steps\n", capsys.readouterr().out)
-    assert loss is not None
-    assert float(loss[1]) < 0.3
 
 
 def test_the_nouns_work_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,26 +182,6 @@ def test_the_reference_names_every_choice_and_key() -> None:
     assert row == "| `meta_batch` | `${optimizee.batch}` | integer ≥ 1 | problems of a meta-step, computed together. |"
     assert "| `evaluation` | from its group | group |" in text
     assert "| `proportion` | `0.99` | number ≥ 0.5 and < 1 |" in text
-
-
-@needs_site
-def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "WARNING" not in ended.stdout + ended.stderr
-    pages = list(tmp_path.rglob("*.html"))
-    for page in pages:
-        text = page.read_text()
-        assert re.findall(r'<(?:script|img)[^>]* src="(?:https?:)?//', text) == [], page
-        assert re.findall(r'<link[^>]* href="(?:https?:)?//(?![^>]*canonical)', text) == [], page
-    shown = {name: (tmp_path / f"{name}.html").read_text() for name in ("performance", "configuration", "transforms")}
-    assert "optimizee=quadratic" in shown["configuration"]
-    assert "replay, C++ kernel" in shown["performance"]
-    assert 'href="files/examples/learned_rates.py.html"' in shown["transforms"]
-    api = (tmp_path / "api" / "learned_optimizer.html").read_text()
-    assert "the update that a trained coordinatewise optimizer makes" in api
 
 
 @needs_codespell
