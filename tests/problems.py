@@ -24,7 +24,7 @@ from torchvision.models import get_model
 from l2l_runner import streams
 from l2l_runner.fields import parse_one_of
 from l2l_runner.layout import Layout
-from l2l_runner.optimizees import OPTIMIZEES, Optimizee, Problem
+from l2l_runner.optimizees import OPTIMIZEES, Problem
 from l2l_runner.optimizers import LSTM, RULES, LearnedRule, LSTMConfig, Optimizer, RNNprop, RNNpropConfig, WarpRNN
 from l2l_runner.runtime import Runtime
 
@@ -131,14 +131,14 @@ def given(stem: str) -> list[str]:
     return [f"optimizee.{key}={value}" for key, value in art_files().items()] if stem.endswith("art") else []
 
 
-def optimizee(stem: str, **changes: Any) -> Optimizee:
-    """The optimizee of a YAML file, made small."""
+def optimizee(stem: str, **changes: Any) -> Any:
+    """The optimizee of a YAML file, made small; its class depends on the file."""
     node = OPTIMIZEE_FILES[stem]
     small = {key: value for key, value in SMALL.items() if key in node}
     return parse_optimizee({**node, **small, **(art_files() | ART_LAYERS if stem == "art" else {}), **changes})
 
 
-def problems(stem: str, count: int, seed: int = 0, **changes: Any) -> Problem:
+def problems(stem: str, count: int, seed: int = 0, **changes: Any) -> Any:
     """Some problems in float64."""
     return optimizee(stem, **changes).sample(streams.seeds(seed, "train", 0, count), RUNTIME)
 
@@ -171,7 +171,8 @@ def warp_rnn(layout: Layout, scale: float = 0.0, **changes: Any) -> WarpRNN:
     """A small Warp-RNN in float64, whose gates are open at a scale of 0, and random otherwise."""
     settings = parse_optimizer({**WARP_RNN, "hidden": WARP_HIDDEN, **changes})
     optimizer: WarpRNN = settings.build(layout, torch.Generator().manual_seed(0)).double()
-    for gate in optimizer.gates.values():
+    gates: Any = optimizer.gates.values()
+    for gate in gates:
         weight = gate.project.weight
         weight.data = scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).double()
     return optimizer
@@ -182,7 +183,7 @@ def plain(coordinates: int) -> Layout:
     return Layout({"theta": (coordinates,)})
 
 
-def any_optimizer(stem: str, layout: Layout, dtype: torch.dtype = torch.float64) -> Optimizer:
+def any_optimizer(stem: str, layout: Layout, dtype: torch.dtype = torch.float64) -> Any:
     """The optimizer of a YAML file: a hand-designed one at a middling rate, a learned one small and untrained."""
     node = {key: {"lr": 0.01, "hidden": 3}.get(key, value) for key, value in OPTIMIZER_FILES[stem].items()}
     if stem == "groups":
@@ -216,7 +217,7 @@ class PlainLSTM:
     """
 
     def __init__(self, optimizer: LSTM):
-        self.config = optimizer.config
+        self.config: Any = optimizer.config
         named = {name: p.detach().clone().requires_grad_() for name, p in optimizer.named_parameters()}
         self.phi = list(named.values())
         self.weights = [named[f"weights.{layer}"] for layer in range(self.config.layers)]

@@ -20,6 +20,8 @@ WARP = WarpConfig(layers=2, residual=False, batch_norm=False)
 class Regression(Problem):
     """‖tanh(warp(x W)) + b − y‖² on fresh inputs each step; the targets are a task's own."""
 
+    tasks: Tensor
+
     def __init__(self, tasks: Tensor, warp: nn.Module | None = None):
         self.layout, self.tasks, self.seeds = LAYOUT, tasks, 1000 + tasks
         self.warp = warp or nn.Identity()

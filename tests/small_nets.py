@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], nn.Module]] = {
 }
 
 
-def scattered(module: nn.Module, seed: int = 0) -> nn.Module:
+def scattered(module: nn.Module, seed: int = 0) -> Any:
     """The module with other parameters than those at its start."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -35,7 +36,7 @@ def scattered(module: nn.Module, seed: int = 0) -> nn.Module:
 # LearnableOptimizer
 
 
-def net() -> nn.Sequential:
+def net() -> Any:
     return nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2))
 
 

@@ -112,8 +112,8 @@ def flat(tensors: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def distance(some: tuple[Tensor, ...] | Tensor, expected: tuple[Tensor, ...] | Tensor) -> float:
-    """How far the one is from the other, as a part of the other's norm."""
+def distance(some: Any, expected: Any) -> float:
+    """How far one tensor, or tuple of tensors, is from another, as a part of the other's norm."""
     one, other = (flat(part) if isinstance(part, tuple) else part.flatten() for part in (some, expected))
     assert one.shape == other.shape
     if not other.any():
@@ -121,8 +121,8 @@ def distance(some: tuple[Tensor, ...] | Tensor, expected: tuple[Tensor, ...] | T
     return ((one.double() - other.double()).norm() / other.double().norm()).item()
 
 
-def same(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
-    """Whether all bits are alike, those of NaN aside."""
+def same(some: Any, others: Any) -> bool:
+    """Whether all bits of two tuples of tensors are alike, those of NaN aside."""
     return all(torch.equal(one.isnan(), other.isnan()) for one, other in zip(some, others, strict=True)) and all(
         torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(some, others, strict=True)
     )

@@ -21,7 +21,7 @@ from problems import lstm, problems
 LearnedOptimizer = l2l_runner.LearnedOptimizer
 
 
-def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+def net(dtype: torch.dtype = torch.float64) -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).to(dtype)
 
@@ -224,7 +224,7 @@ def test_what_it_does_not_take_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lr is nan"):
         LearnedOptimizer([{"params": net().parameters(), "lr": float("nan")}], lstm(4))
     with pytest.raises(TypeError, match=r"optimizer is None; expected the name of a pretrained one"):
-        LearnedOptimizer(net().parameters(), None)
+        LearnedOptimizer(net().parameters(), None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"was trained for problems of one size"):
         LearnedOptimizer(net().parameters(), lstm(4, coordinatewise=False))
     with pytest.raises(CheckpointError, match=r"no checkpoint mnits.*quadratic, mnist.*Did you mean mnist\?"):
@@ -258,7 +258,7 @@ def test_it_is_no_part_of_what_was_given() -> None:
 def test_it_trains_under_lightning(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
 
-    class Module(lightning.LightningModule):  # type: ignore[name-defined, misc]
+    class Module(lightning.LightningModule):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.net = net(torch.float32)

@@ -51,7 +51,7 @@ class Settings:
     named: dict[str, Inner]
 
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "name": "red",
     "free": "anything",
     "steps": 3,
@@ -283,7 +283,7 @@ def test_a_key_that_resembles_nothing_gets_no_guess():
 
 def test_an_unknown_key_that_is_no_word_is_refused_too():
     with pytest.raises(ConfigError, match="Unknown key 3"):
-        parse(Settings, {**GOOD, 3: 1})
+        parse(Settings, dict([*GOOD.items(), (3, 1)]))
 
 
 def test_a_path_is_put_before_every_key():

@@ -50,6 +50,7 @@ def test_views_share_memory_and_gradient(layout, count):
         assert view.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
     factors = {name: torch.randn_like(view) for name, view in views.items()}
     sum((view * factors[name]).sum() for name, view in views.items()).backward()
+    assert flat.grad is not None
     assert torch.equal(flat.grad, layout.flatten(factors))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_tune_finds_003():
 
 
 def test_tune_changes_the_rate_alone():
-    seen = []
+    seen: list[Any] = []
     best, _ = tune(ADAM, lambda baseline: seen.append(baseline) or abs(baseline.lr - 0.1), tuning())
     for baseline in [best, *seen]:
         assert (baseline.beta1, baseline.beta2, baseline.eps, baseline.weight_decay) == (0.8, 0.9, 1e-3, 0.25)

@@ -184,7 +184,7 @@ def test_what_is_not_finite_stays_in_its_column(
         assert updates[1:, 0, column].isnan().all()
         assert all(state[:, column].isnan().all() for state in states[4:])
     expected_updates, expected_states = steps(TorchKernel(), double(window))
-    near = {"rtol": 1e-4, "atol": 1e-5} if dtype is F32 else {"rtol": 1e-10, "atol": 1e-12}
+    near: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5} if dtype is F32 else {"rtol": 1e-10, "atol": 1e-12}
     torch.testing.assert_close(updates.double(), expected_updates, equal_nan=True, **near)
     for state, expected in zip(states, expected_states, strict=True):
         torch.testing.assert_close(state.double(), expected, equal_nan=True, **near)
@@ -262,8 +262,8 @@ def test_layout_does_not_matter(dtype: torch.dtype, layout: str, parts: str, hid
         window = window._replace(network=network._replace(weights=weights, readout_weight=readout))
     for one, other in zip(window.state, plain.state, strict=True):
         assert torch.equal(one, other)
-    for one, other in zip(steps(CppKernel(), window), steps(CppKernel(), plain), strict=True):
-        assert same(tuple(one), tuple(other))
+    for mine, theirs in zip(steps(CppKernel(), window), steps(CppKernel(), plain), strict=True):
+        assert same(mine, theirs)
     assert same(replay(CppKernel(), window), replay(CppKernel(), plain))
 
 

@@ -120,7 +120,7 @@ class Recording(CppKernel):
     """Notes the steps it takes, and the sizes of what it is to replay."""
 
     def __init__(self, chunk: int | None = None):
-        self.chunk = chunk
+        self.chunk = chunk  # type: ignore[assignment]
         self.steps = 0
         self.replays: list[torch.Size] = []
 
@@ -193,7 +193,8 @@ LENGTHS = [(5, 5), (3, 10), (1, 4), (20, 7), (20, 40)]
 @pytest.mark.parametrize("preprocessing", FEATURES)
 @pytest.mark.parametrize("chunk", [1, 5, None])
 def test_replay_by_cpp_is_graph(chunk: int | None, preprocessing: str, length: int, horizon: int, weights: str) -> None:
-    problem, window = problems("quadratic", 3), {"length": length, "steps": horizon, "weights": weights}
+    problem = problems("quadratic", 3)
+    window: dict[str, Any] = {"length": length, "steps": horizon, "weights": weights}
     optimizer = optimizer_with("cpp", preprocessing=preprocessing)
     replayed = list(TBPTT(**window, chunk=chunk).estimates(optimizer, problem))
     differentiated = list(TBPTT(**window, engine="graph").estimates(optimizer, problem))
@@ -209,7 +210,7 @@ def test_replay_by_cpp_is_graph(chunk: int | None, preprocessing: str, length: i
 @pytest.mark.parametrize("length", [1, 7, 20])
 @pytest.mark.parametrize("hidden", [3, 20])
 def test_replay_in_float32_is_near_the_graph_in_float64(hidden: int, length: int, weights: str, kernel: str) -> None:
-    window = {"length": length, "steps": length, "weights": weights}
+    window: dict[str, Any] = {"length": length, "steps": length, "weights": weights}
     seeds, network = streams.seeds(0, "train", 0, 8), {"hidden": hidden, "output_scale": 0.1}
     single, exact = (optimizer_with(kernel, dtype, **network) for dtype in (F32, F64))
     exact.load_state_dict(single.state_dict())
@@ -293,7 +294,7 @@ class Counting(TorchKernel):
     ],
 )
 def test_what_fits_is_recorded_instead_of_replayed(
-    asked: dict[str, int], recordable: int, recorded: int, replayed: int
+    asked: dict[str, Any], recordable: int, recorded: int, replayed: int
 ) -> None:
     optimizer, problem = lstm(4), problems("quadratic", 3)
     optimizer.kernel = kernel = Counting(recordable)

@@ -283,7 +283,7 @@ class Compiled(NamedTuple):
     kernel: Any
     shared: list[int]
 
-    def __getitem__(self, grid: tuple[int]) -> Run:
+    def __getitem__(self, grid: tuple[int]) -> Run:  # type: ignore[override]
         return lambda *arguments, **options: self.shared.append(
             self.kernel.warmup(*arguments, grid=grid, **options).metadata.shared
         )

@@ -41,7 +41,7 @@ def test_an_estimator_is_given_the_seed_of_the_meta_step(monkeypatch: pytest.Mon
     class Seeds(MetaGradient):
         description = "none"
 
-        def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor):  # type: ignore[no-untyped-def]
+        def _estimates(self, optimizer: LearnedRule, problem: Problem, seed: Tensor):
             seen.append(seed)
             return iter(())
 

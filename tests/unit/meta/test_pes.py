@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from l2l_runner.unroll import start, unroll
 from problems import RUNTIME, UPDATE_RULES, any_optimizer, lstm, optimizee, problems
 from running import same_bits
 
-SETTINGS = {"length": 3, "steps": 8, "pairs": 3, "sigma": 0.01}
+SETTINGS: dict[str, Any] = {"length": 3, "steps": 8, "pairs": 3, "sigma": 0.01}
 
 
 def flat(tensors):
@@ -77,8 +78,8 @@ def standardised(problem, optimizer, exact, replicates, estimate):
         problem.seeds = streams.seeds(replicate, "replicate", 0, len(seeds))
         sums.append(sum(estimate(optimizer, problem)))
     problem.seeds = seeds
-    sums = torch.stack(sums)
-    return (sums.mean(0) - exact) / (sums.std(0) / math.sqrt(replicates))
+    stacked = torch.stack(sums)
+    return (stacked.mean(0) - exact) / (stacked.std(0) / math.sqrt(replicates))
 
 
 @pytest.fixture(scope="module")

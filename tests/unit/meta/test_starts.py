@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def _length(optimizer: Adaptation) -> float:
     return total
 
 
-ESTIMATORS = {
+ESTIMATORS: dict[str, Any] = {
     "maml": MAML(steps=3),
     "fomaml": FOMAML(steps=3),
     "reptile": Reptile(steps=3),

@@ -33,7 +33,7 @@ def plain_estimates(optimizer, name, count, tbptt, seed=0):
         plain = PlainLSTM(optimizer)
         theta = problem.layout.flatten(problem.init())[0]
         for window in range(windows):
-            theta, total = theta.detach(), 0.0
+            theta, total = theta.detach(), theta.new_zeros(())
             plain.detach()
             for t in range(window * tbptt.length, min((window + 1) * tbptt.length, tbptt.steps)):
                 at = theta if theta.requires_grad else theta.clone().requires_grad_()
@@ -324,7 +324,8 @@ def test_a_sample_of_one_is_one_coordinates_part_of_the_sum(monkeypatch):
     parts = []
     for c in range(12):
         effects = [sum(later.grads.flatten()[c] for later in points[t:]) / 3 for t in range(steps)]
-        weighted = sum(update.flatten()[c] * effect for update, effect in zip(updates, effects, strict=True))
+        products = [update.flatten()[c] * effect for update, effect in zip(updates, effects, strict=True)]
+        weighted = torch.stack(products).sum()
         parts.append(flat(torch.autograd.grad(weighted, list(optimizer.parameters()), retain_graph=True)))
     (_, whole) = TBPTT(length=steps, steps=2 * steps).estimates(optimizer, problem)
     torch.testing.assert_close(sum(parts), flat(whole.grads), rtol=1e-10, atol=1e-12)

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -142,7 +143,8 @@ def test_zero_grad_is_for_the_model_alone() -> None:
     found = [parameter.grad.clone() for parameter in learnable.parameters()]
     learnable.zero_grad()
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(learnable.parameters(), found, strict=True))
+    grads: list[Any] = [parameter.grad for parameter in learnable.parameters()]
+    assert all(torch.equal(one, grad) for one, grad in zip(grads, found, strict=True))
     assert any(grad.any() for grad in found)
 
 

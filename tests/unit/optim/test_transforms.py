@@ -131,13 +131,13 @@ def test_transforms_by_pattern_and_by_module() -> None:
     assert [type(one) for one in made] == [MetaCurvatureTransform, nn.Identity, MetaCurvatureTransform, MetaSGD]
     with pytest.raises(ValueError, match=r"No pattern fits parameter 0\.bias: there are \*\.weight"):
         LearnableOptimizer(model, {"*.weight": MetaSGD})
-    dictionary = TransformDictionary({model[0]: MetaSGD, model[1].bias: MetaCurvatureTransform})
+    dictionary = TransformDictionary({model[0]: MetaSGD, model.get_parameter("1.bias"): MetaCurvatureTransform})
     made = LearnableOptimizer(model, dictionary).transforms
     assert [type(one) for one in made] == [MetaSGD, MetaSGD, nn.Identity, MetaCurvatureTransform]
     with pytest.raises(ValueError, match=r"A key is str; expected an nn\.Module or an nn\.Parameter"):
-        TransformDictionary({"0.bias": MetaSGD})
+        TransformDictionary({"0.bias": MetaSGD})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=r"A transform is Parameter; expected an nn\.Module, or None"):
-        LearnableOptimizer(model, lambda param: param)
+        LearnableOptimizer(model, lambda param: param)  # type: ignore[arg-type, return-value]
 
 
 # learn2learn

@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def relative(found, target) -> float:
 
 
 def test_losses_are_their_formulas():
-    weights = {"content_weight": 0.7, "style_weight": 1.3, "tv_weight": 11.0}
+    weights: dict[str, Any] = {"content_weight": 0.7, "style_weight": 1.3, "tv_weight": 11.0}
     problem = problems("art", 3, content_layers=[3, 4], style_layers=[0, 1, 4], **weights)
     images = problem.layout.views(scattered(problem))["image"]
     losses, metrics = problem.loss({"image": images}, 0), problem.metrics({"image": images})
@@ -250,8 +251,10 @@ def test_a_run_keeps_the_pictures_of_its_first_problems(at_once):
     kind = optimizee("art")
     adam = any_optimizer("adam", kind.layout())
     curves = run(adam, kind, streams.seeds(0, "test", 0, 6), 3, RUNTIME, at_once * kind.layout().size)
+    assert curves.pictures is not None
     assert curves.pictures.shape == (PICTURED, 3, 16, 16)
     alone = run(adam, kind, streams.seeds(0, "test", 3, 1), 3, RUNTIME, 10**9)
+    assert alone.pictures is not None
     torch.testing.assert_close(alone.pictures[0], curves.pictures[3], rtol=1e-9, atol=1e-9)
 
 

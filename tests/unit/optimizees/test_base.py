@@ -101,7 +101,7 @@ def test_other_seeds_are_other_problems(stem):
     one, other = problems(stem, 3, seed=0), problems(stem, 3, seed=1)
     flat = scattered(one)
     same_point = flat[:1].expand_as(flat)  # so that a difference is the problem's, not the point's
-    grads = []  # losses may be as coarse as the return of a few episodes
+    grads: list[torch.Tensor] = []  # losses may be as coarse as the return of a few episodes
     for problem in (one, other):
         leaf = same_point.clone().requires_grad_()
         grads += torch.autograd.grad(problem.loss(problem.layout.views(leaf), 0).sum(), leaf)

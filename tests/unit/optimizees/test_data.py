@@ -53,7 +53,7 @@ def test_digits_pixels_run_from_0_to_1():
     images = load_images("digits", "train", DATA, False, torch.device("cpu"))
     pixels = images.pixels(torch.arange(1437), torch.float64)
     assert pixels.shape == (1437, 64)
-    assert (pixels.min(), pixels.max()) == (0, 1)
+    assert (pixels.min().item(), pixels.max().item()) == (0, 1)
     assert images.pixels(torch.zeros(2, 3, dtype=torch.long), torch.float32).shape == (2, 3, 64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -271,7 +272,7 @@ def test_returns_are_shown_instead_of_losses():
         draw_curves(axes, summary.optimizers, sign=sign)
         assert axes.get_yscale() == "linear"
         (line,) = axes.get_lines()
-        assert list(line.get_ydata()) == [sign * loss for loss in (-1.5, -3.0, -6.0)]
+        assert np.asarray(line.get_ydata()).tolist() == [sign * loss for loss in (-1.5, -3.0, -6.0)]
 
 
 def test_pictures_show_the_episode():

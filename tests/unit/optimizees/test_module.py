@@ -6,6 +6,7 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def here(name: str) -> dict[str, str]:
     return {"_target_": f"{__name__}.{name}"}
 
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "convolutions": {},
     "tied": {"model": here("Tied")},
     "shared": {"model": here("Shared")},
@@ -169,7 +170,8 @@ def test_all_at_once_is_one_after_another(kind):
     assert problem.network.vectorised == (kind not in LOOPED)
     flat = scattered(problem)
     views = problem.layout.views(flat)
-    losses, grads, metrics = *losses_and_grads(problem, flat), problem.metrics(views)
+    losses, grads = losses_and_grads(problem, flat)
+    metrics = problem.metrics(views)
     problem.network.vectorised = False
     looped, looped_grads = losses_and_grads(problem, flat)
     torch.testing.assert_close(looped, losses, rtol=1e-12, atol=1e-12)
@@ -271,7 +273,7 @@ def test_what_needs_no_gradient_is_a_constant_of_each_problem():
 def test_dropout_differs_between_steps_and_problems_and_is_off_for_the_accuracy():
     problem = problems("module", 2, model=here("Dropping"))
     ones = {name: torch.ones(2, *shape, dtype=torch.float64) for name, shape in problem.layout.shapes.items()}
-    mask = [[], []]
+    mask: Any = [[], []]
     for step in range(2):
         leaf = {name: value.clone().requires_grad_() for name, value in scattered_like(ones).items()}
         (grads,) = torch.autograd.grad(problem.loss(leaf, step).sum(), leaf["4.weight"])
@@ -309,7 +311,7 @@ def normed_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("policy", ["batch", "frozen"])
 def test_batch_norm_is_that_of_a_plain_module(normed_file, policy):
-    weights = {"weights": str(normed_file), "prefix": "module."}
+    weights: dict[str, Any] = {"weights": str(normed_file), "prefix": "module."}
     problem = problems("module", 2, model=here("Normed"), batch_norm=policy, **weights)
     stored = {k.removeprefix("module."): v for k, v in torch.load(normed_file)["state_dict"].items()}
     for name, value in problem.init().items():
@@ -333,7 +335,7 @@ def test_batch_norm_is_that_of_a_plain_module(normed_file, policy):
 
 
 def test_images_are_resized_and_normalised():
-    settings = {"mean": [0.25], "std": [0.5], "resize": 16, "model": here("Recurrent")}
+    settings: dict[str, Any] = {"mean": [0.25], "std": [0.5], "resize": 16, "model": here("Recurrent")}
     problem = problems("module", 1, **{**settings, "resize": None})
     index = torch.arange(6).view(2, 3)
     pixels = problem.train.pixels(index, torch.float64).view(2, 3, 1, 8, 8)

@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -504,7 +505,7 @@ def test_the_network_learns_its_drawings_and_not_noise(noisy: Runtime) -> None:
 def test_layers_at_identity_change_nothing(noisy: Runtime, vectorised: bool) -> None:
     problem = make(noisy)
     problem.vectorised = vectorised
-    warps = linear_warps()
+    warps: dict[str, Any] = linear_warps()
     for warp in warps.values():
         nn.init.dirac_(warp.weight)
         nn.init.zeros_(warp.bias)
@@ -538,7 +539,7 @@ def test_a_step_can_be_differentiated_in_the_layers(noisy: Runtime, vectorised: 
     problem.vectorised = vectorised
     flat, warps = scattered(problem), linear_warps()
     problem = problem.warped(warps)
-    layer = warps["warp2"].weight
+    layer: Any = warps["warp2"].weight
 
     def objective() -> torch.Tensor:
         leaf = flat.clone().requires_grad_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,7 @@ def test_starts_have_the_standard_deviation_that_is_asked_for(stem, scale):
 @pytest.mark.parametrize("stem", EVERY_OPTIMIZEE)
 def test_no_two_coordinates_start_alike(stem):
     # As those of two layers of one shape would, if they were drawn from the same numbers. Batch norm's are 1 and 0.
-    problem = problems(stem, 3, **({"hidden": [4, 4, 4]} if "hidden" in OPTIMIZEE_FILES[stem] else {}))
+    changes: dict[str, Any] = {"hidden": [4, 4, 4]} if "hidden" in OPTIMIZEE_FILES[stem] else {}
+    problem = problems(stem, 3, **changes)
     start = torch.cat([value.flatten() for name, value in problem.init().items() if ".norm." not in name])
     assert len(start.unique()) == start.numel()

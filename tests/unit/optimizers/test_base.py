@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -46,7 +48,7 @@ def test_the_default_replay_is_each_rules_own(stem: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"chunk": 5}, {"coordinates": 10**6}], ids=["whole", "chunks", "all"])
-def test_a_rule_of_two_methods_is_replayed(settings: dict[str, int]) -> None:
+def test_a_rule_of_two_methods_is_replayed(settings: dict[str, Any]) -> None:
     rule, problem = Momentum(), problems("quadratic", 3)
     replayed = list(TBPTT(length=3, steps=8, **settings).estimates(rule, problem))
     differentiated = list(TBPTT(length=3, steps=8, engine="graph").estimates(_Used(), problem))

@@ -50,7 +50,7 @@ class PlainRNNprop(PlainLSTM):
 
         def average(values: list[Tensor], beta: float) -> Tensor:
             weights = [(1 - beta) * beta ** (t - 1 - i) for i in range(t)]
-            return sum(w * v for w, v in zip(weights, values, strict=True)) / (1 - beta**t)
+            return torch.stack([w * v for w, v in zip(weights, values, strict=True)]).sum(0) / (1 - beta**t)
 
         size = (average([g**2 for g in self.past], self.config.beta2) + self.config.eps**2) ** 0.5
         return torch.stack([average(self.past, self.config.beta1) / size, grads / size], dim=1)
@@ -73,10 +73,10 @@ def test_it_is_a_plain_recomputation(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("length", "steps"), [(5, 5), (3, 10), (1, 4)])
 @pytest.mark.parametrize("more", [{}, {"chunk": 5}], ids=["recorded", "chunks"])
 @pytest.mark.parametrize("kernel", ["torch", "auto"])
-def test_replay_is_graph(kernel: str, more: dict[str, int], length: int, steps: int, weights: str) -> None:
+def test_replay_is_graph(kernel: str, more: dict[str, Any], length: int, steps: int, weights: str) -> None:
     optimizer, problem = rnnprop(), problems("quadratic", 3)
     optimizer.use_kernel(kernel)
-    settings = {"length": length, "steps": steps, "weights": weights}
+    settings: dict[str, Any] = {"length": length, "steps": steps, "weights": weights}
     replayed = list(TBPTT(**settings, **more).estimates(optimizer, problem))
     differentiated = list(TBPTT(**settings, engine="graph").estimates(optimizer, problem))
     for one, other in zip(replayed, differentiated, strict=True):

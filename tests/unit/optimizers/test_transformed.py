@@ -70,7 +70,7 @@ def test_the_replay_is_the_graph(kind: str, length: int) -> None:
 def test_second_derivatives_are_those_of_finite_differences(kind: str) -> None:
     problem = problems("rosenbrock", 2)
     optimizer = transformed(kind, problem.layout, lr=1e-3)
-    whole = {"length": 4, "steps": 4, "engine": "graph"}
+    whole: dict[str, Any] = {"length": 4, "steps": 4, "engine": "graph"}
     (exact,) = TBPTT(**whole, second_order=True).estimates(optimizer, problem)
     (first,) = TBPTT(**whole).estimates(optimizer, problem)
     parameters, size = list(optimizer.parameters()), 1e-6

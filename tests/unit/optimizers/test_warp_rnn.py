@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_open_gates_are_the_plain_rnn():
         mine, theirs = (torch.autograd.grad(loss.sum(), flat)[0] for loss in (one, other))
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
     assert optimizer.requires_grad_(False).adapt(problem) is problem  # nothing to be learned, nothing to be gated
-    gated = warp_rnn(problem.layout, 1.0).requires_grad_(False).adapt(problem)
+    gated: Any = warp_rnn(problem.layout, 1.0).requires_grad_(False).adapt(problem)
     one, other = (next(each.play(problem.init(), "episodes", 0, 2)).hidden for each in (gated, problem))
     assert not torch.isclose(one, other).any()
 

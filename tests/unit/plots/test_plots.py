@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -55,7 +56,7 @@ def test_a_curve_ends_where_it_is_not_finite(sign: int, scale: str, drawn: list[
     draw_curves(axes, {"adam": Losses([4.0, 2.0, math.nan], [1.0, 1.0, math.nan], 0.1, 3)}, sign=sign)
     assert axes.get_yscale() == scale
     (line,) = axes.get_lines()
-    assert list(line.get_ydata()) == drawn
+    assert np.asarray(line.get_ydata()).tolist() == drawn
     assert axes.get_legend_handles_labels()[1] == ["Adam (lr 0.1), 3 diverged"]
 
 
@@ -63,7 +64,7 @@ def test_curves_that_are_known_at_some_steps_stand_there() -> None:
     axes = Figure().add_subplot()
     draw_curves(axes, {"mine": Losses([4.0, 2.0, 1.0], [0.0] * 3, steps=[0, 5, 10])}, first=1)
     (line,) = axes.get_lines()
-    assert list(line.get_xdata()) == [5, 10]
+    assert np.asarray(line.get_xdata()).tolist() == [5, 10]
 
 
 def test_lost_jobs_are_marked_by_their_fate() -> None:

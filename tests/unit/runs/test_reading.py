@@ -33,7 +33,7 @@ def job(folder: Path, overrides: list[str], result: dict[str, Any] | None) -> No
 
 
 def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
-    assert read_config(tmp_path) is read_result(tmp_path) is read_comparison(tmp_path) is None
+    assert [read(tmp_path) for read in (read_config, read_result, read_comparison)] == [None, None, None]
     assert read_latest(tmp_path, "meta_step") is None
     assert (read_overrides(tmp_path), read_records(tmp_path), read_log(tmp_path / "train.log")) == ({}, [], [])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from l2l_runner.training.meta_step import meta_update
 def test_meta_updates_take_gradients_in_whatever_order_of_memory(kind):
     """As those of convolutions under vmap are; PyTorch's own fused optimizers take them for contiguous."""
     generator = torch.Generator().manual_seed(0)
-    layers, reference = (nn.Conv2d(3, 4, 3) for _ in range(2))
+    layers, reference = (cast(Any, nn.Conv2d(3, 4, 3)) for _ in range(2))
     reference.load_state_dict(layers.state_dict())
     fused, plain = kind(layers.parameters(), lr=0.1, fused=True), kind(reference.parameters(), lr=0.1)
     for _ in range(3):
