@@ -187,9 +187,7 @@ def _run_alone(config: DictConfig, command: Command[Any], folder: RunFolder) -> 
     from l2l_runner import distributed
 
     try:
-        if config.get("resume") is None:
-            folder.claim()
-        return _run(command, _composed(config), folder)
+        return _run(command, _composed(config), folder, claim=config.get("resume") is None)
     except Stopped as stopped:
         log.info("%s", stopped)
         raise SystemExit(stopped.exit_code) from stopped
@@ -245,17 +243,23 @@ def _composed(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in composed.items()}
 
 
-def _run(command: Command[Any], composed: dict[str, Any], folder: RunFolder) -> float:
-    """Run a composed configuration, with the other processes of torchrun, and write its result; return the score."""
+def _run(command: Command[Any], composed: dict[str, Any], folder: RunFolder, claim: bool = False) -> float:
+    """Run a composed configuration, with the other processes of torchrun, and write its result; return the score.
+
+    A folder is claimed once its configuration is known to be whole, so that a corrected command can use it.
+    """
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from l2l_runner.distributed import broadcast_job
 
     config = command.parse(composed, overrides_of(HydraConfig.get().overrides.task).keys())
-    broadcast_job((composed, folder.path))
-    with logging_redirect_tqdm():
-        result = command.run(config, folder.path)
-    folder.write_json("result.json", result)
+    if claim:
+        folder.claim()
+    with folder.locked():
+        broadcast_job((composed, folder.path))
+        with logging_redirect_tqdm():
+            result = command.run(config, folder.path)
+        folder.write_json("result.json", result)
     return float(result["score"])
 
 

@@ -6,12 +6,15 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from l2l_runner import files
-from l2l_runner.errors import FolderTaken, StorageError, reason
+from l2l_runner.errors import CheckpointError, FolderTaken, StorageError, reason
 from l2l_runner.files import jsonable, with_nan
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ class RunFolder:
         self.frames = path / "frames"
         self.resuming = path / RESUMING
         self._run = path / ".run"
+        self._owner = path / ".pid"
 
     def claim(self, exist_ok: bool = False) -> None:
         """Claim the folder for this run.
@@ -76,6 +80,28 @@ class RunFolder:
             raise StorageError(
                 f"{self.path} could not be written ({error.strerror}): choose another with hydra.run.dir=FOLDER."
             ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; the lock goes with this process, however that ends.
+
+        Raises:
+            FolderTaken: another process works in the folder.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            owner = self._owner.read_text() if self._owner.exists() else ""
+            raise FolderTaken(
+                f"{self.path} is in use by {f'process {owner}' if owner else 'another process'}: wait until it ends, "
+                "or stop it."
+            ) from error
+        try:
+            self._owner.write_text(str(os.getpid()))
+            yield
+        finally:
+            lock.release()
 
     @property
     def claimed(self) -> bool:
@@ -119,8 +145,18 @@ class RunFolder:
         return size
 
     def truncate(self, size: int) -> None:
-        """Drop the lines of metrics.jsonl beyond `size` bytes, which no checkpoint knows of."""
-        if self.metrics.exists():
+        """Drop the lines of metrics.jsonl beyond `size` bytes, which no checkpoint knows of.
+
+        Raises:
+            CheckpointError: the file is shorter, so that lines that a checkpoint knows of are lost.
+        """
+        found = self.metrics.stat().st_size if self.metrics.exists() else 0
+        if found < size:
+            raise CheckpointError(
+                f"{self.metrics} has {found} bytes and had {size} when {self.last} was saved: lines of it are lost. "
+                "Restore the file, or start a new run with init=CHECKPOINT."
+            )
+        if found > size:
             os.truncate(self.metrics, size)
 
     def records(self) -> list[dict[str, Any]]:

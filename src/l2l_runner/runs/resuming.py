@@ -30,12 +30,20 @@ def stopped(where: str, folder: RunFolder, signal: int) -> Stopped:
     )
 
 
-def last_state(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:
-    """Return the content of a run's last checkpoint, to be resumed with these settings.
+def last_state(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
+    """Return the content of a run's last checkpoint, to be resumed with these settings; None for a run without one.
 
     Raises:
-        CheckpointError: it cannot be read, or what the run computes has changed.
+        CheckpointError: it cannot be read or is lost, or what the run computes has changed.
     """
+    if not folder.last.exists():
+        # A run that was killed before its first last.pt has at most the best state before its first step.
+        if folder.best.exists() and checkpoint.load(folder.best)["progress"]["step"] > 0:
+            raise CheckpointError(
+                f"{folder.last}, from which the run is resumed, is missing: restore it, copy {folder.best.name} to "
+                f"{folder.last.name} to resume from the best state, or start a new run with init={folder.best}."
+            )
+        return None
     content = checkpoint.load(folder.last)
     changed = difference(plain(config), content["config"])
     if changed:

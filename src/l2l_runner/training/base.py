@@ -65,14 +65,15 @@ class Run(ABC, Generic[Progress]):
             runtime=runtime,
         )
         self.begin()
-        content = distributed.run_on_first(lambda: last_state(folder, config) if folder.last.exists() else None)
+        content = distributed.run_on_first(lambda: last_state(folder, config))
         if content is None:
             self.initialise()
         else:
             self.restore(content)
-            log.info("Resumed %s at %s.", folder.path, self.where)
         if distributed.is_first():
             folder.truncate(self.progress.metrics_bytes)
+        if content is not None:
+            log.info("Resumed %s at %s.", folder.path, self.where)
 
     @abstractmethod
     def begin(self) -> None:
