@@ -37,7 +37,7 @@ test: lint ## Run lint, type checks and all tests (ARGS="-k PATTERN" for some of
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
 test-fast: lint ## Run lint, type checks and unit tests, without the whole runs
-	$(BIN)/python -m pytest -n auto tests/unit $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "not slow" tests/unit $(ARGS)
 
 lint: $(READY) ## Run lint, type checks, and the check of the direction of imports
 	$(BIN)/ruff check .

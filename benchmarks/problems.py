@@ -7,6 +7,7 @@ PyTorch nor JAX.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,9 @@ def sample(data: Arrays) -> Arrays:
 
 
 def save(path: Path, network: Arrays, problem: Arrays) -> None:
-    np.savez(path, **{f"network/{k}": v for k, v in network.items()}, **{f"problem/{k}": v for k, v in problem.items()})
+    arrays: dict[str, Any] = {f"network/{name}": array for name, array in network.items()}
+    arrays |= {f"problem/{name}": array for name, array in problem.items()}
+    np.savez(path, **arrays)
 
 
 def load(path: Path) -> tuple[Arrays, Arrays]:

@@ -78,7 +78,7 @@ def evaluate(folder: Path | None, *arguments: str) -> Ended:
     return call(eval_module.main, folder, arguments)
 
 
-def call(main: Callable[[], None], folder: Path | None, arguments: Sequence[str]) -> Ended:
+def call(main: Callable[[], object], folder: Path | None, arguments: Sequence[str]) -> Ended:
     out, err = io.StringIO(), io.StringIO()
     root = logging.getLogger()
     handlers, level, raising, argv = root.handlers[:], root.level, logging.raiseExceptions, sys.argv

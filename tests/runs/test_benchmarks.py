@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import bench, problems, report, workers
+from benchmarks import bench, machine, problems, report, workers
 from benchmarks.variant import Estimate, Unavailable
 
 from l2l_runner.launch.hydra import ENVIRONMENT
@@ -113,7 +113,7 @@ def test_a_workers_environment_is_its_users() -> None:
 
 def test_what_would_not_fit_or_takes_too_long_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     run = bench.Bench(bench.arguments(["--longest", "10"]))
-    monkeypatch.setattr(bench.machine, "free_memory", lambda: 4 * 10**9)
+    monkeypatch.setattr(machine, "free_memory", lambda: 4 * 10**9)
     assert run._reason(bench.Measurement("eager", 1_000_000, 20, 1)) == "would need about 34 GB"
     assert run._reason(bench.Measurement("replay-torch", 1_000_000, 20, 1)) is None
     run.measurements.append(bench.Measurement("replay-torch", 10_000, 20, 1, samples=[1.0, 2.0, 3.0]))

@@ -9,7 +9,8 @@ import torch
 
 from drawings import DRAWINGS
 from l2l_runner.optimizees import omniglot
-from l2l_runner.pages.reporting.runs import find_runs
+from l2l_runner.pages.reporting.contents import read_runs
+from l2l_runner.runs.results import Interval
 from l2l_runner.runtime import Runtime
 from running import assert_one_sentence, evaluate, read_csv, read_json, train
 
@@ -46,8 +47,9 @@ def test_results_of_no_meta_training_are_of_the_same_problems_as_others(noisy: R
     }
     assert compared["metrics"] == read_json(tmp_path / "true" / "comparison.json")["optimizers"]["none"]["metrics"]
     assert compared["metrics"] != alone["metrics"]
-    ((reported,), _) = find_runs([tmp_path / "true"])
-    assert reported.final == read_json(tmp_path / "true" / "comparison.json")["optimizers"]["none"]["final"]
+    ((reported,), _) = read_runs([tmp_path / "true"])
+    told = read_json(tmp_path / "true" / "comparison.json")["optimizers"]["none"]["final"]
+    assert reported.final == Interval.from_json(told)
 
 
 @pytest.mark.usefixtures("sketches")

@@ -99,12 +99,13 @@ def test_online_learning_is_a_plain_loop(online_run: Path) -> None:
     rates = {name: torch.tensor(0.1, requires_grad=True) for name in params}
     adam = torch.optim.Adam(rates.values(), lr=0.05)
     losses = []
+    last: dict[str, torch.Tensor] = {}
     for step in range(12):
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         grads = torch.autograd.grad(problem.loss(leaves, step).sum(), list(leaves.values()))
         if step:
             for name, grad in zip(leaves, grads, strict=True):
-                rates[name].grad = -0.1 * (grad * last[name]).sum()  # noqa: F821
+                rates[name].grad = -0.1 * (grad * last[name]).sum()
             adam.step()
         last = dict(zip(leaves, grads, strict=True))
         params = {name: leaves[name].detach() - 0.1 * rates[name].detach() * last[name] for name in leaves}

@@ -50,7 +50,7 @@ def holds(whole: Any, part: Any, but: Collection[str], path: str) -> bool:
 @pytest.mark.parametrize("name", [marked(name, needs_mnist) for name in choices("experiment")])
 def test_every_experiment_runs(tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
-    preset = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml"))
+    preset: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml"))
     (meta,) = [choice["override /meta"] for choice in preset["defaults"] if "override /meta" in choice] or ["tbptt"]
     grown = ["meta.curriculum=[2]"] if "curriculum" in preset.get("meta", {}) else []
     few = [*(SHORT if meta in ESTIMATORS else ONCE), *grown, *FEW, *CRUDE, *given(name)]
@@ -194,7 +194,7 @@ def test_digits_from_end_to_end(tmp_path: Path) -> None:
         assert 0 <= entry["metrics"]["accuracy"]["mean"] <= 1
     assert "accuracy" in ended.out
     with Image.open(run / "learning.gif") as animation:
-        assert animation.n_frames == 3
+        assert animation.n_frames == 3  # type: ignore[attr-defined]
     more = ["optimizee.hidden=[3,4]", "optimizee.activation=relu", "tune.enabled=false", *CPU]
     assert evaluate(tmp_path / "eval", f"checkpoint={run}", *more).code == 0
     assert len(read_json(tmp_path / "eval" / "comparison.json")["optimizers"]["lstm"]["curve"]) == 21

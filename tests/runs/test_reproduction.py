@@ -26,6 +26,7 @@ from l2l_runner.pages.reproduction.results import Results
 from l2l_runner.pages.reproduction.running import StageOutcome, run_stages
 from l2l_runner.pages.reproduction.settings import FIGURES, ReproduceConfig, parse_reproduce
 from l2l_runner.pages.reproduction.stages import Stage, folder_name, stages_of
+from l2l_runner.runs.folder import RunFolder
 from problems import CONF, DATA, art_files, needs_mnist
 from running import ROOT, Ended, assert_one_sentence, call, finish, read_json, run_command, spawn, wait_until
 
@@ -268,7 +269,11 @@ def test_ctrl_c_stops_the_stages_and_the_same_command_goes_on(tmp_path: Path) ->
 
 def entry(final: float, lr: float | None, steps: int, gap: float = 0.0, ci95: float = 0.01) -> dict[str, Any]:
     curve = [2.0 + (final - 2.0) * step / steps for step in range(steps + 1)]
-    entry = {"lr": lr, "sum": {"mean": sum(curve[:-1]), "ci95": 1.0}, "final": {"mean": final, "ci95": ci95}}
+    entry: dict[str, Any] = {
+        "lr": lr,
+        "sum": {"mean": sum(curve[:-1]), "ci95": 1.0},
+        "final": {"mean": final, "ci95": ci95},
+    }
     entry |= {"diverged": 0, "curve": curve, "ci95": [ci95] * (steps + 1), "metrics": {}}
     if lr is not None:
         entry["paired"] = {"against": "lstm", "sum": {"mean": 0, "ci95": 0}, "final": {"mean": gap, "ci95": ci95}}
@@ -286,7 +291,7 @@ def results_of(folder: Path, **comparisons: Mapping[str, Any]) -> Results:
     outcomes = {}
     for key, content in comparisons.items():
         name = key.replace("_", "-")
-        run = running.RunFolder(folder / name)
+        run = RunFolder(folder / name)
         run.path.mkdir()
         run.write_json("comparison.json", content)
         outcomes[name] = StageOutcome(Stage(name, (), "eval", ()), run, [], "finished")

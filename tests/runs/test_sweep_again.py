@@ -353,7 +353,7 @@ def test_no_job_starts_in_a_sweep_that_is_to_stop(tmp_path: Path) -> None:
 
 
 RAY = {"init": {"address": None, "include_dashboard": False}, "remote": {"num_cpus": 4}}
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "joblib": {"n_jobs": -1},
     "slurm": {"cpus_per_task": 4, "timeout_min": 240, "max_num_timeout": 10},
     "ray": {"ray": RAY},
@@ -370,7 +370,8 @@ def test_every_preset_composes_and_builds_what_it_names(command: list[str], name
         config = compose(command[0], [*command[1:], f"sweep={name}", "device.threads=4"], return_hydra_config=True)
     assert "sweep" not in config
     node = config.hydra.sweeper if name == "optuna" else config.hydra.launcher
-    assert PRESETS[name].items() <= OmegaConf.to_container(node, resolve=True).items()  # type: ignore[union-attr]
+    resolved: Any = OmegaConf.to_container(node, resolve=True)
+    assert PRESETS[name].items() <= resolved.items()
     assert type(instantiate(node)).__module__.startswith("hydra_plugins.")
 
 

@@ -327,7 +327,7 @@ def test_mlflow_holds_what_metrics_say(tmp_path: Path, store: Path, client: Any,
 def read_json_config(run: Path) -> dict[str, Any]:
     config = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"), resolve=True)
     assert isinstance(config, dict)
-    return config
+    return {str(key): value for key, value in config.items()}
 
 
 @needs_mlflow

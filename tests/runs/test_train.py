@@ -88,7 +88,7 @@ def test_every_validation_is_a_frame_of_the_animation(reference: Path) -> None:
     frames = sorted((reference / "frames").iterdir())
     assert [int(frame.stem) for frame in frames] == [record["step"] for record in records(reference, "validation")]
     with Image.open(reference / "learning.gif") as animation:
-        assert animation.n_frames == len(frames)
+        assert animation.n_frames == len(frames)  # type: ignore[attr-defined]
         size = animation.size
     with Image.open(reference / "learning.png") as picture:
         assert picture.size == size
@@ -295,7 +295,7 @@ def test_no_meta_steps_keep_the_optimizer_as_it_was_drawn(quick: Path, tmp_path:
     first = records(quick, "validation")[0]
     assert records(tmp_path / "run", "validation") == [first]
     with Image.open(tmp_path / "run" / "learning.gif") as animation:
-        assert animation.n_frames == 1
+        assert animation.n_frames == 1  # type: ignore[attr-defined]
 
 
 def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from problems import given as given_for
 
 GROUPS: dict[str, Any] = {"optimizee": OPTIMIZEES, "optimizer": RULES, "meta": METAS, "logger": LOGGERS}
 """Groups whose choices have a class each."""
-FILES = [(group, stem) for group in GROUPS for stem in yaml_group(group) if stem != "groups"]
+FILES = {(group, stem): node for group in GROUPS for stem, node in yaml_group(group).items() if stem != "groups"}
 WHOLE: list[tuple[str, type, list[str]]] = [
     ("train", TrainConfig, []),
     ("train", TrainConfig, ["optimizer=groups"]),
@@ -34,9 +34,9 @@ WHOLE: list[tuple[str, type, list[str]]] = [
 WHOLE += [("train", TrainConfig, [f"experiment={stem}", *given_for(stem)]) for stem in yaml_group("experiment")]
 
 
-@pytest.mark.parametrize(("group", "stem"), FILES)
+@pytest.mark.parametrize(("group", "stem"), list(FILES))
 def test_settings_of_every_file_survive_a_round_trip(group, stem):
-    values = {**yaml_group(group)[stem], **(art_files() if stem == "art" else {})}
+    values = {**FILES[group, stem], **(art_files() if stem == "art" else {})}
     settings = parse_one_of(GROUPS[group], values, group)
     assert type(settings) is GROUPS[group][values["name"]]
     assert plain(settings) == values

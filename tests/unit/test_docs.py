@@ -121,7 +121,7 @@ def test_every_command_shown_is_one(command: tuple[str, ...]) -> None:
             once = [word for word in once if not word.startswith("optimizee.")]  # keys of the checkpoint's optimizee
         assert bool(sweep) == ("-m" in words[2:])
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            composed = OmegaConf.to_container(compose(name, once), resolve=True)
+            composed: Any = OmegaConf.to_container(compose(name, once), resolve=True)
         needed = schema.LOGGERS[composed["logger"]["name"]].needs if "logger" in composed else ()
         if not all(find_spec(package) for package in needed):
             pytest.skip(f"not installed: {', '.join(needed)}")
@@ -175,7 +175,7 @@ def test_the_reference_names_every_choice_and_key() -> None:
         assert text.count(heading) == 1
         own = re.split(r"^##+ ", text.split(heading)[1], flags=re.MULTILINE)[0]
         if path.parent.name in reference["GROUPS"]:
-            keys = [key for key in OmegaConf.load(path) if key not in ("defaults", "tune")]
+            keys = [str(key) for key in OmegaConf.load(path) if key not in ("defaults", "tune")]
             assert [key for key in keys if f"| `{key}` |" not in own and key != "name"] == []
             assert not re.search(r"\| +\|", own), "a key without words"
     row = next(line for line in text.splitlines() if line.startswith("| `meta_batch` |"))

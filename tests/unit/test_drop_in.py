@@ -272,7 +272,8 @@ def test_it_trains_under_lightning(tmp_path: Path) -> None:
     module = Module()
     before = loss_of(module.net).item()
     trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, logger=False)
-    trainer.fit(module, torch.utils.data.DataLoader(range(30), batch_size=1))
+    numbers: Any = range(30)
+    trainer.fit(module, torch.utils.data.DataLoader(numbers, batch_size=1))
     assert loss_of(module.net).item() < before
 
 

@@ -85,7 +85,7 @@ def test_trajectory_is_torch_optims(name, optimizer, make):
     problem = problems(name, 2)
     theta = problem.layout.flatten(problem.init()).requires_grad_()
     theirs = make([theta])
-    for step, (_, point) in enumerate(unroll(problem, optimizer, start(problem, optimizer), 30)):
+    for step, (_, point) in enumerate(unroll(problem, optimizer, start(problem, optimizer), 10)):
         theirs.zero_grad()
         problem.loss(problem.layout.views(theta), step).sum().backward()
         theirs.step()
@@ -158,7 +158,7 @@ def test_a_step_costs_the_same_at_the_end_as_at_the_beginning(name, graph):
     with Operations() as operations:
         point = start(problem, optimizer)
         operations.take()
-        for _ in unroll(problem, optimizer, point, 15, graph):
+        for _ in unroll(problem, optimizer, point, 8, graph):
             costs.append(operations.take())
     assert costs[0].total() > 20
     assert all(cost == costs[0] for cost in costs)
@@ -173,7 +173,7 @@ def test_a_step_costs_the_same_at_the_end_as_at_the_beginning(name, graph):
 def test_a_window_costs_the_same_at_the_end_as_at_the_beginning(name, engine, second_order):
     # The backward passes included: a θ or a state that kept its history would make them longer and longer.
     problem, optimizer = problems(name, 2), lstm()
-    steps = 60 if name == "quadratic" else 12
+    steps = 30 if name == "quadratic" else 8
     tbptt = TBPTT(length=2, steps=steps, engine=engine, second_order=second_order)
     costs = []
     with Operations() as operations:
@@ -196,13 +196,13 @@ def test_a_step_of_an_evaluation_costs_the_same_at_the_end_as_at_the_beginning(s
             optimizer,
             optimizee("quadratic"),
             streams.seeds(0, "test", 0, 3),
-            steps=200,
+            steps=60,
             runtime=Runtime(),
             chunk=10**6,
             on_step=lambda: costs.append(operations.take()),
         )
     costs = costs[1:]  # the first also pays for the start
-    assert len(costs) == 199
+    assert len(costs) == 59
     assert costs[0].total() > 5
     assert all(cost == costs[0] for cost in costs)
 
@@ -229,7 +229,7 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("name", "stem", "steps"),
-    [*(("quadratic", stem, 300) for stem in UPDATE_RULES), ("digits", "lstm", 50)],
+    [*(("quadratic", stem, 100) for stem in UPDATE_RULES), ("digits", "lstm", 50)],
 )
 def test_memory_of_an_evaluation_does_not_grow_with_its_steps(name, stem, steps):
     optimizer = any_optimizer(stem, optimizee(name).layout(), torch.float32)

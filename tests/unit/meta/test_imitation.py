@@ -123,6 +123,7 @@ def test_the_distance_to_oneself_is_none():
     assert torch.equal(estimate.losses[-1], point.loss)
 
 
+@pytest.mark.slow
 def test_an_optimizer_learns_to_answer_as_adam_does():
     optimizer, estimator = lstm(4, hidden=8), imitation(length=10, steps=20)
     meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=0.01)

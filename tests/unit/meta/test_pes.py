@@ -91,6 +91,7 @@ def exact():
     return problem, optimizer, flat(whole.grads)
 
 
+@pytest.mark.slow
 def test_windows_add_up_to_the_exact_gradient(exact):
     problem, optimizer, gradient = exact
     pes = PES(length=1, steps=4, pairs=20, sigma=1e-4)
@@ -99,11 +100,14 @@ def test_windows_add_up_to_the_exact_gradient(exact):
     assert off.square().mean() < 2.5
 
 
+@pytest.mark.slow
 def test_without_accumulation_they_do_not(exact):
     # Otherwise the test above could pass because there is nothing between windows here.
     problem, optimizer, gradient = exact
     pes = PES(length=1, steps=4, pairs=20, sigma=1e-4)
-    off = standardised(problem, optimizer, gradient, 10, lambda *a: plain_estimates(*a, pes, accumulate=False)[1])
+    off = standardised(
+        problem, optimizer, gradient, 10, lambda rule, drawn: plain_estimates(rule, drawn, pes, accumulate=False)[1]
+    )
     assert off.abs().max() > 10
 
 

@@ -241,6 +241,7 @@ def test_the_gradient_is_that_of_a2c_by_finite_differences():
         torch.testing.assert_close((grads * direction).sum(1), difference, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_adam_learns_to_find_the_reward():
     problem = problems("maze", 2, duration=40, minibatch=20, units=20, metric_episodes=200, discount=0.8)
     adam = Adam(lr=0.01, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8)

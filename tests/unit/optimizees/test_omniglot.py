@@ -483,6 +483,7 @@ def test_accuracy_is_read_on_held_out_drawings_that_are_distorted_once_for_all(n
         torch.testing.assert_close(metrics["test_loss"][i], F.cross_entropy(scores, labels), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_network_learns_its_drawings_and_not_noise(noisy: Runtime) -> None:
     # Held-out drawings that are training drawings are told apart; those that are noise are not.
     problem = make(replace(noisy, dtype=torch.float32), 1, augment=False, filters=16, minibatch=40)
