@@ -16,7 +16,6 @@ minibatches: the loss is the same at every step.
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.optimizees.data import places
 from l2l_runner.runtime import Runtime
+from l2l_runner.tensors import TensorFileError, read_tensors
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 GREY = 0.5
@@ -252,8 +252,8 @@ def _pretrained(optimizee: Art, runtime: Runtime) -> nn.Sequential:
     """Return the network with its weights, as constants."""
     file = _weights_file(optimizee, runtime)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        content = read_tensors(file)
+    except TensorFileError as error:
         raise DataError(f"optimizee.weights: {file} cannot be read ({reason(error)}).") from error
     network = deepcopy(optimizee.architecture)
     weights = {}

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l2l_runner.errors import DataError, reason
+from l2l_runner.tensors import TensorFileError, read_tensors
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,9 @@ def load_omniglot(root: Path, download: bool) -> dict[str, Tensor]:
     kept = folder / f"drawings-{OMNIGLOT_SIDE}x{OMNIGLOT_SIDE}.pt"
     if kept.is_file():
         try:
-            loaded: dict[str, Tensor] = torch.load(kept, weights_only=True)
+            loaded: dict[str, Tensor] = read_tensors(kept)
             return loaded
-        except Exception as error:  # torch.load raises many types for files that it did not write
+        except TensorFileError as error:
             raise DataError(
                 f"{kept} is damaged ({reason(error)}): delete it, and the next run writes it again."
             ) from error

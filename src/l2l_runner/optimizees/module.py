@@ -8,7 +8,6 @@ step), so that a problem's dropout does not depend on the other problems of its 
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Optimizee, Problem
 from l2l_runner.optimizees.data import SHAPES, Images, load_images, places
 from l2l_runner.runtime import Runtime
+from l2l_runner.tensors import TensorFileError, read_tensors
 
 CLASSES = 10  # of each data set
 TEST_BATCH = 500  # test images computed at once, which bounds memory
@@ -332,8 +332,8 @@ def _find(file: str, root: Path) -> Path:
 def _load(module: nn.Module, file: Path, prefix: str) -> None:
     """Load the weights in a file into the module; names and shapes must all fit."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        content = read_tensors(file)
+    except TensorFileError as error:
         raise ConfigError(f"optimizee.weights: {file} cannot be read ({reason(error)}).") from error
     found = {name.removeprefix(prefix): value for name, value in _state_dict(content, file).items()}
     own = module.state_dict()

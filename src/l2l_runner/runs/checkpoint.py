@@ -7,27 +7,27 @@ parameters, and, for resuming, the `meta_optimizer`'s state and the `progress` o
 from __future__ import annotations
 
 import io
-import pickle
-import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from l2l_runner import streams
-from l2l_runner.errors import CheckpointError, ConfigError
+from l2l_runner.errors import CheckpointError, ConfigError, reason
 from l2l_runner.fields import did_you_mean, parse_one_of, plain
 from l2l_runner.files import write_atomically
 from l2l_runner.optimizees import OPTIMIZEES, Optimizee
 from l2l_runner.optimizers import LEARNED, LearnedConfig, LearnedRule
 from l2l_runner.schema import TrainConfig
+from l2l_runner.tensors import TensorFileError, UnsafeFileError, is_plain, read_tensors
 from l2l_runner.weights import pretrained
 
+P = TypeVar("P")
+
 FORMAT = 1
-FOLDER = 0x10  # the attribute of a folder in a ZIP archive
 PACKED = ("seed", "meta_batch", "score", "optimizee", "optimizer", "unroll", "meta")
 """Groups of the configuration that a packed checkpoint keeps."""
 
@@ -85,17 +85,13 @@ def load(path: Path) -> dict[str, Any]:
             f"of a pretrained optimizer ({', '.join(pretrained())}).{did_you_mean(str(path), list(pretrained()))}"
         )
     try:
-        with zipfile.ZipFile(path) as archive:
-            # torch.load doesn't look at the checksums, and of what is marked as a folder it reads nothing.
-            if archive.testzip() is not None or any(entry.external_attr & FOLDER for entry in archive.infolist()):
-                raise zipfile.BadZipFile
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        content = read_tensors(path)
+    except UnsafeFileError as error:
         raise CheckpointError(
             f"{path} holds something else than tensors and plain values, and was not read, because reading it could "
             "run code: give a checkpoint that l2l_runner wrote."
         ) from error
-    except Exception as error:  # there is no end to what parsers raise about damaged files
+    except TensorFileError as error:
         raise CheckpointError(
             f"{path} is damaged or no checkpoint at all (expected a file that l2l_runner wrote, whole): "
             "take another copy of it, or best.pt or last.pt of the same run."
@@ -109,7 +105,26 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint format {content['format']}; expected {FORMAT}: read it with the version of "
             "l2l_runner that wrote it."
         )
+    odd = next((words for words, holds in _CONTENT.items() if not holds(content)), None)
+    if odd is not None:
+        raise CheckpointError(f"{path} is no checkpoint of l2l_runner: expected {odd}.")
     return content
+
+
+_CONTENT: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "groups of keys in its entries": lambda content: all(isinstance(content[key], dict) for key in _KEYS - {"format"}),
+    "an optimizee, an optimizer and an unroll in its config": lambda content: all(
+        isinstance(content["config"].get(key), dict) for key in ("optimizee", "optimizer", "unroll")
+    ),
+    "a seed and unroll.steps in its config": lambda content: all(
+        type(value) is int for value in (content["config"].get("seed"), content["config"]["unroll"].get("steps"))
+    ),
+    "the number of steps done in its progress": lambda content: type(content["progress"].get("step")) is int,
+    "dense floating-point tensors as the optimizer's parameters": lambda content: all(
+        map(is_plain, content["optimizer"].values())
+    ),
+}
+"""What a checkpoint must hold for others to rely on, in words and as a test of its content."""
 
 
 def pack(source: Path, target: Path) -> None:
@@ -166,6 +181,47 @@ def load_parameters(optimizer: LearnedRule, parameters: Mapping[str, Any], path:
             f"{expected.get(odd, 'none')}: use the optimizer settings that it was trained with."
         )
     optimizer.load_state_dict(dict(parameters))
+
+
+def load_meta_optimizer(meta_optimizer: torch.optim.Optimizer, state: Mapping[str, Any], path: Path) -> None:
+    """Put a checkpoint's state into a meta-optimizer; fused optimizers trust its shapes.
+
+    Raises:
+        CheckpointError: it is not the state of this optimizer with these parameters.
+    """
+    try:
+        parameters = [parameter for group in meta_optimizer.param_groups for parameter in group["params"]]
+        for number, own in state["state"].items():
+            for name, value in own.items():
+                expected = torch.Size() if name == "step" else parameters[number].shape
+                if value is not None and not (is_plain(value) and value.shape == expected):
+                    raise ValueError(f"{name} of parameter {number} does not fit")
+        meta_optimizer.load_state_dict(dict(state))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} holds a state of the meta-optimizer that does not fit its parameters ({reason(error)}): take "
+            "another copy of it, or start a new run with init=CHECKPOINT."
+        ) from error
+
+
+def load_progress(progress: type[P], state: Mapping[str, Any], path: Path) -> P:
+    """Return the progress that a checkpoint holds, of a dataclass of numbers.
+
+    Raises:
+        CheckpointError: a number is missing, unknown, or something else.
+    """
+    defaults = {field.name: field.default for field in fields(progress)}  # type: ignore[arg-type]
+    for name in {*defaults, *state}:
+        value, absent = state.get(name), defaults.get(name) is None  # some numbers are not known yet
+        if (
+            name not in defaults
+            or name not in state
+            or not (isinstance(value, (int, float)) or (value is None and absent))
+        ):
+            raise CheckpointError(
+                f"{path} holds no progress of this kind of run: its {name} is {value!r}. Start a new run."
+            )
+    return progress(**state)
 
 
 def initialise(optimizer: LearnedRule, init: str | None) -> None:

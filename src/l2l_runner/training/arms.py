@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from l2l_runner.errors import CheckpointError
 from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import Optimizer
+from l2l_runner.runs import checkpoint
 from l2l_runner.training.base import Run
 from l2l_runner.unroll import Point, start
 
@@ -133,10 +135,13 @@ class Arms(Run[ArmsProgress], Generic[AReading]):
         return {"point": None if self.point is None else tuple(self.point), "pending": self.pending}
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        self.progress = ArmsProgress(**content["progress"])
+        self.progress = checkpoint.load_progress(ArmsProgress, content["progress"], self.folder.last)
         device = self.runtime.device
-        self.point = None if content["point"] is None else Point(*content["point"]).to(device)
-        self.pending = [losses.to(device) for losses in content["pending"]]
+        try:
+            self.point = None if content["point"] is None else Point(*content["point"]).to(device)
+            self.pending = [losses.to(device) for losses in content["pending"]]
+        except (TypeError, KeyError, AttributeError) as error:
+            raise self._odd_point from error
         self.folder.truncate(self.progress.metrics_bytes)  # before its lines are read
         self.readings = [self.reading_type(**fields) for fields in self.folder.readings()]
 
@@ -177,8 +182,16 @@ class Arms(Run[ArmsProgress], Generic[AReading]):
         if self.point is None:
             self.point = start(problem, optimizer)
             self._read(problem, self.point.loss, bar)
+        elif _shapes(self.point) != _shapes(start(problem, optimizer)):
+            raise self._odd_point  # kernels trust shapes
         self._windows = self.windows(problem, self.point)
         return problem
+
+    @property
+    def _odd_point(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder.last} holds no point of such a trajectory: take another copy of it, or start a new run."
+        )
 
     @property
     @abstractmethod
@@ -214,3 +227,7 @@ class Arms(Run[ArmsProgress], Generic[AReading]):
 
     def after_trajectory(self) -> None:
         """Do what comes between two trajectories."""
+
+
+def _shapes(point: Point) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in (point.params, *point.state, point.loss, point.grads)]

@@ -105,8 +105,8 @@ class MetaTraining(Run[MetaProgress]):
 
     def restore(self, content: Mapping[str, Any]) -> None:
         checkpoint.load_parameters(self.rule, content["optimizer"], self.folder.last)
-        self.meta_optimizer.load_state_dict(content["meta_optimizer"])
-        self.progress = MetaProgress(**content["progress"])
+        checkpoint.load_meta_optimizer(self.meta_optimizer, content["meta_optimizer"], self.folder.last)
+        self.progress = checkpoint.load_progress(MetaProgress, content["progress"], self.folder.last)
 
     @property
     def where(self) -> str:
@@ -248,7 +248,7 @@ class MetaTraining(Run[MetaProgress]):
 
     def _next_horizon(self) -> None:
         """Return to the best at this horizon, and begin the next one, at which the best has yet to be found."""
-        self.meta_optimizer.load_state_dict(self._load_best()["meta_optimizer"])
+        checkpoint.load_meta_optimizer(self.meta_optimizer, self._load_best()["meta_optimizer"], self.folder.best)
         progress, before = self.progress, self.horizon
         self.update_progress(
             stage=progress.stage + 1, validated=-1, best_score=math.inf, best_step=-1, skipped_in_row=0

@@ -97,7 +97,7 @@ class OnlineTraining(Arms[OnlineReading]):
     def restore(self, content: Mapping[str, Any]) -> None:
         super().restore(content)
         checkpoint.load_parameters(self.rule, content["optimizer"], self.folder.last)
-        self.meta_optimizer.load_state_dict(content["meta_optimizer"])
+        checkpoint.load_meta_optimizer(self.meta_optimizer, content["meta_optimizer"], self.folder.last)
         self.pictures = content["pictures"]
 
     @property

@@ -43,7 +43,12 @@ class TouchesAFile:
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     content = {
-        "config": {"seed": 3, "optimizee": {"name": "quadratic", "hidden": [1, 2], "none": None}},
+        "config": {
+            "seed": 3,
+            "optimizee": {"name": "quadratic", "hidden": [1, 2], "none": None},
+            "optimizer": {"name": "lstm"},
+            "unroll": {"steps": 5},
+        },
         "optimizer": {"weight": torch.randn(3, 4, dtype=torch.float64)},
         "meta_optimizer": {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"lr": 0.1}]},
         "progress": {"step": 5, "best_score": math.inf},
