@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from l2l_runner.meta import METAS
-from l2l_runner.meta.base import MetaTrainingConfig, UnrolledMetaConfig
+from l2l_runner.meta.base import MetaTrainingConfig
 from problems import NEEDS, OPTIMIZEE_FILES, given, needs_cifar, needs_mnist
 from running import ROOT, assert_one_sentence, evaluate, last, read_json, records, train
 
@@ -69,115 +68,54 @@ def test_every_experiment_runs(tmp_path: Path, name: str) -> None:
         assert holds(config[group], preset.get(group, {}), [item.split("=")[0] for item in few], group)
 
 
-ALIKE = ("fomaml", "reptile", "leap", "none")  # to every optimizee the same as MAML or SGD
-TASKS_ONLY = {"finetune": "optimizer.own", "warp": "optimizer.warp", "warp_leap": "optimizer.warp"}
+PAIRS = {
+    "quadratic": "none",
+    "rosenbrock": "adam",
+    "digits": "rnnprop",
+    "art": "lstm",
+    "module": "groups",
+    "imbalance": "metasgd",
+    "omniglot": "warp_leap",
+    "maze": "warp_rnn",
+}
+"""Whole runs of some pairs; all pairs are tried in tests/unit/test_presets.py."""
 
 
-@pytest.mark.parametrize("optimizer", choices("optimizer"))
-@pytest.mark.parametrize("optimizee", [pytest.param(name, marks=NEEDS.get(name, ())) for name in choices("optimizee")])
-def test_every_optimizer_runs_on_every_optimizee(tmp_path: Path, optimizee: str, optimizer: str) -> None:
-    run = tmp_path / "run"
-    if optimizer in ALIKE and optimizee not in ("quadratic", "omniglot"):
-        pytest.skip("as MAML, which is run")
-    arguments = [f"optimizee={optimizee}", f"optimizer={optimizer}", *SHORT, *FEW, *given(optimizee)]
-    arguments += ["optimizee.filters=4"] if optimizee == "omniglot" else []
-    arguments += ["evaluate=false", *CPU]
-    if optimizer == "warp_rnn":  # learns online
-        arguments = [f"optimizee={optimizee}", "optimizer=warp_rnn", "unroll.length=2", *ONCE, *given(optimizee), *CPU]
-    own = ["optimizer.lr=1e-4"]  # at their own rates, some diverge
-    if optimizer in ("lstm", "rnnprop"):
-        own = []
-    elif optimizer == "groups":  # its patterns are those of convolutional networks
-        own = [] if optimizee == "module" else ["optimizer.groups.linear=null", "optimizer.groups.conv.patterns=[*]"]
-    ended = train(run, *arguments, *own)
-    if optimizer == "module_transform" and ended.code == 1:  # some tensors are too large for modules of their size
-        assert_one_sentence(ended, "optimizer=module_transform", "at most")
-        return
-    if optimizer in TASKS_ONLY and optimizee != "omniglot":
-        assert_one_sentence(ended, TASKS_ONLY[optimizer], "optimizee=omniglot")
-        return
-    if optimizer == "warp_rnn" and optimizee != "maze":
-        assert_one_sentence(ended, "optimizer=warp_rnn gates recurrent cells", "optimizee=maze")
-        return
+DIGITS = ["optimizee.data=digits", "optimizee.images=60", "optimizee.side=16", "optimizee.proportion=0.8"]
+
+
+@pytest.mark.parametrize("optimizee", [pytest.param(name, marks=NEEDS.get(name, ())) for name in PAIRS])
+def test_an_optimizer_runs_on_every_optimizee(tmp_path: Path, optimizee: str) -> None:
+    run, optimizer = tmp_path / "run", PAIRS[optimizee]
+    arguments = [f"optimizee={optimizee}", f"optimizer={optimizer}", *given(optimizee), *CPU]
+    arguments += DIGITS if optimizee == "imbalance" else ["optimizee.filters=4"] if optimizee == "omniglot" else []
+    arguments += ["unroll.length=2", *ONCE] if optimizer == "warp_rnn" else [*SHORT, *FEW, "evaluate=false"]
+    ended = train(run, *arguments)
     assert ended.code == 0, ended.err
     result = read_json(run / "result.json")
     assert result["status"] == "completed"
     assert result["score"] <= 0 if optimizee == "maze" else result["score"] > 0  # minus a return, or a loss
-    if optimizer in ("lstm", "rnnprop"):
+    if optimizer in ("lstm", "rnnprop", "groups", "metasgd", "warp_leap"):
         assert last(run)["progress"]["step"] == 2
 
 
-@pytest.mark.parametrize("name", choices("unroll"))
-def test_every_unroll_runs(tmp_path: Path, name: str) -> None:
-    run = tmp_path / "run"
-    arguments = [f"unroll={name}", "meta.steps=1", *FEW, "evaluate=false", *CPU]
-    assert train(run, *arguments).code == 0
-    steps, length = {"short": (100, 20), "long": (500, 20), "full": (100, 100), "online": (100, 1)}[name]
-    assert last(run)["config"]["unroll"] == {"steps": steps, "length": length}
-    assert last(run)["meta_optimizer"]["state"][0]["step"] == steps / length  # an update a window
-
-
-def test_full_unrolling_follows_the_number_of_steps(tmp_path: Path) -> None:
-    arguments = ["unroll=full", "meta.weights=final", *SHORT, *FEW, "evaluate=false", *CPU]
-    assert train(tmp_path / "run", *arguments).code == 0
-    assert last(tmp_path / "run")["config"]["unroll"] == {"steps": 4, "length": 4}
+@pytest.mark.parametrize(
+    ("optimizee", "optimizer", "words"),
+    [
+        ("quadratic", "warp_rnn", ["optimizer=warp_rnn gates recurrent cells", "optimizee=maze"]),
+        ("rosenbrock", "finetune", ["optimizer.own", "optimizee=omniglot"]),
+        ("digits", "warp", ["optimizer.warp", "optimizee=omniglot"]),
+    ],
+)
+def test_an_optimizer_says_which_optimizees_it_needs(
+    tmp_path: Path, optimizee: str, optimizer: str, words: list[str]
+) -> None:
+    assert_one_sentence(train(tmp_path / "run", f"optimizee={optimizee}", f"optimizer={optimizer}", *CPU), *words)
 
 
 @pytest.mark.parametrize("name", [name for name in choices("device") if name != "cuda"])
 def test_every_device_that_is_everywhere_runs(tmp_path: Path, name: str) -> None:
     assert train(tmp_path / "run", f"device={name}", "device.threads=1", *SHORT, *FEW, "evaluate=false").code == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "more"),
-    [
-        ("tbptt", ["meta.second_order=true"]),
-        ("tbptt", ["meta.engine=graph"]),
-        ("tbptt", ["meta.imitation=0.5", "meta.coordinates=3", "meta.chunk=2"]),
-        ("tbptt", ["meta.imitation=1", "meta.second_order=true", "meta.expert_lr=1"]),
-        ("pes", ["meta.pairs=2", "meta.sigma=0.1", "meta.weights=final"]),
-        *itertools.product(
-            [name for name, settings in METAS.items() if issubclass(settings, UnrolledMetaConfig)],
-            [
-                ["meta.weights=linear"],
-                ["meta.scaling=3", "meta.curriculum=[2]", "meta.advance=1"],
-                ["meta.schedule=constant", "meta.warmup=0.5", "meta.clip=null"],
-                ["optimizer.preprocessing=none", "optimizer.layers=1"],
-                ["optimizer.coordinatewise=false", "optimizer.layers=3"],
-            ],
-        ),
-    ],
-)
-def test_every_estimator_runs_with_every_option(tmp_path: Path, name: str, more: list[str]) -> None:
-    run = tmp_path / "run"
-    assert train(run, f"meta={name}", *more, *SHORT, *FEW, "evaluate=false", *CPU).code == 0
-    steps = [record for record in records(run) if record["event"] != "validation"]
-    assert len(steps) == 2
-    assert all(record["grad_norm"] > 0 for record in steps)
-
-
-def test_the_recipe_of_a_pair_is_used_where_there_is_one(tmp_path: Path) -> None:
-    # Looked up by the names of the optimizee and the optimizer; an explicit setting wins, and ~recipe does without.
-    arguments = [*SHORT, *FEW, "meta.steps=0", "evaluate=false", *CPU]
-    assert train(tmp_path / "none", "optimizee=digits", *arguments).code == 0
-    plain = last(tmp_path / "none")["config"]["meta"]["lr"]
-    for recipe in choices("recipe"):
-        text = (ROOT / "conf" / "recipe" / f"{recipe}.yaml").read_text()
-        rates = re.findall(r"^  lr: ([\d.e-]+)$", text, re.MULTILINE)
-        assert train(tmp_path / recipe, f"recipe={recipe}", *arguments).code == 0
-        assert last(tmp_path / recipe)["config"]["meta"]["lr"] == (float(rates[0]) if rates else plain)
-        assert train(tmp_path / f"{recipe} given", f"recipe={recipe}", *arguments, "meta.lr=0.123").code == 0
-        assert last(tmp_path / f"{recipe} given")["config"]["meta"]["lr"] == 0.123
-
-
-@needs_mnist
-@pytest.mark.parametrize(("more", "rate"), [([], None), (["~recipe"], 0.01)])
-def test_mnist_takes_its_recipe_by_itself(tmp_path: Path, more: list[str], rate: float | None) -> None:
-    text = (ROOT / "conf" / "recipe" / "mnist_lstm_tbptt.yaml").read_text()
-    arguments = ["optimizee=mnist", *SHORT, *FEW, "meta.steps=0", "evaluate=false", *CPU, *more]
-    assert train(tmp_path / "run", *arguments).code == 0
-    (own,) = re.findall(r"^  lr: ([\d.e-]+)$", text, re.MULTILINE)
-    assert last(tmp_path / "run")["config"]["meta"]["lr"] == (rate or float(own))
 
 
 @pytest.mark.draws

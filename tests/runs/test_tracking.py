@@ -361,7 +361,7 @@ from l2l_runner import schema
 from l2l_runner.runs import tracking
 from l2l_runner.runs.folder import RunFolder
 logger = schema.MLflowLogger(name="mlflow", store={str(tmp_path / "store")!r}, experiment="trials")
-device, data = schema.Device(name="cpu", dtype="float32"), schema.Data(root="data", download=False)
+device, data = schema.Device(name="cpu", dtype="float32", threads=1), schema.Data(root="data", download=False)
 config = schema.Computed(device=device, kernel="torch", data=data, logger=logger)
 with tracking.tracked(RunFolder(Path({str(tmp_path)!r})), config):
     from mlflow.telemetry import get_telemetry_client
