@@ -25,13 +25,20 @@ from l2l_runner.launch.overrides import (
     overrides_of,
     quote_paths,
 )
+from l2l_runner.optimizees import Problem
+from l2l_runner.optimizers import LearnedRule
 from l2l_runner.schema import EvalConfig, TrainConfig, parse_train
+from l2l_runner.training.base import new_rule
 
 
 @cache
 def _composed(command: str, arguments: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose(command, list(arguments))
+
+
+def _chooses(key: str) -> bool:
+    return bool(choices(key.split("@")[0]))
 
 
 def composed(*arguments: str, command: str = "train") -> dict[str, Any]:
@@ -42,7 +49,7 @@ def composed(*arguments: str, command: str = "train") -> dict[str, Any]:
     """
     arguments = tuple(allow_new_keys(quote_paths(arguments)))
     check_choices(arguments)
-    plain = [item for item in arguments if item[0] not in "+~" and "=" in item and not choices(item.split("=")[0])]
+    plain = [item for item in arguments if item[0] not in "+~" and "=" in item and not _chooses(item.split("=")[0])]
     try:
         config = copy.deepcopy(_composed(command, tuple(item for item in arguments if item not in plain)))
         for override in OverridesParser.create().parse_overrides(plain):
@@ -57,6 +64,14 @@ def composed(*arguments: str, command: str = "train") -> dict[str, Any]:
 def parsed(*arguments: str) -> TrainConfig:
     """Return the configuration that `train` would run."""
     return parse_train(composed(*arguments), overrides_of(arguments).keys())
+
+
+def built(*arguments: str) -> tuple[LearnedRule, Problem]:
+    """Return what a meta-training on the CPU would begin with: a new rule, and a problem."""
+    config = parsed(*arguments, "device=cpu")
+    runtime = config.runtime()
+    rule = new_rule(config, runtime)
+    return rule, rule.adapt(config.optimizee.sample(config.optimizee.seeds(config.seed, "train", 0, 1), runtime))
 
 
 def parsed_eval(*arguments: str) -> EvalConfig:

@@ -92,12 +92,6 @@ def test_groups_are_made_on_the_command_line(tmp_path: Path) -> None:
     content = best(tmp_path / "run")
     assert {name.split(".")[1] for name in content["optimizer"]} == {"/conv"}
     assert content["config"]["optimizer"]["groups"]["biases"]["optimizer"]["lr"] == 0.5
-    for bad, words in [
-        ("optimizer.groups.conv.optimizer.hiden=3", "Did you mean hidden?"),
-        ("optimizer.groups.conv.optimizer.coordinatewise=false", "meta.coordinates=20"),
-        ("optimizer.groups.other.patterns=[x]", "optimizer.groups.other.optimizer is missing"),
-    ]:
-        assert_one_sentence(train(tmp_path / words, *GROUPS, "meta.coordinates=20", bad), words)
 
 
 class Net(nn.Sequential):

@@ -63,7 +63,3 @@ def test_a_run_with_auto_falls_back_with_one_line(tmp_path: Path) -> None:
     (line,) = [line for line in ended.out.splitlines() if "is not available" in line]
     assert "it is for coordinatewise optimizers" in line
     assert "kernel torch," in ended.out
-
-
-def test_a_kernel_of_no_known_name_is_refused(tmp_path: Path) -> None:
-    assert_one_sentence(train(tmp_path / "run", *QUICK, "kernel=fast"), "kernel", "fast", "torch", "cpp", "auto")

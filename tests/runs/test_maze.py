@@ -24,7 +24,6 @@ from problems import (
 )
 from running import (
     Death,
-    assert_one_sentence,
     best,
     die_when_replacing,
     last,
@@ -112,13 +111,6 @@ def test_a_run_that_died_is_resumed_exactly(online_run: Path, tmp_path: Path, mo
     for name in ("metrics.jsonl", "online.json", "online.png", "pictures.png"):
         assert mine[name] == theirs[name], name
     assert same_bits(best(folder)["optimizer"], best(online_run)["optimizer"])
-
-
-def test_the_warp_rnn_learns_online_and_in_recurrent_cells_alone(tmp_path: Path) -> None:
-    ended = train(tmp_path / "run", "optimizee=maze", "optimizer=warp_rnn", "meta=tbptt")
-    assert_one_sentence(ended, "meta=tbptt learns updates", "optimizer=warp_rnn", "learns gates")
-    ended = train(tmp_path / "other", "optimizee=quadratic", "optimizer=warp_rnn")
-    assert_one_sentence(ended, "optimizer=warp_rnn gates recurrent cells", "optimizee=maze")
 
 
 # What is shown

@@ -48,6 +48,7 @@ BAD = [
     (["evaluation.tune.low=1", "evaluation.tune.high=0.1"], ["evaluation.tune.low", "evaluation.tune.high"]),
     (["evaluation.tune.low=10", "evaluation.tune.high=1"], ["evaluation.tune.low", "evaluation.tune.high"]),
     (["meta.warmup=1"], ["meta.warmup", "1", "< 1"]),
+    (["kernel=fast"], ["kernel", "fast", "torch", "cpp", "auto"]),
     (["meta.scaling=-1"], ["meta.scaling", "-1", "≥ 0"]),
     (["meta=pes", "meta.pairs=0"], ["meta.pairs", "0", "≥ 1"]),
     (["meta=pes", "meta.sigma=0"], ["meta.sigma", "0", "> 0"]),

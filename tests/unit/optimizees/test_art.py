@@ -15,12 +15,13 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.models import get_model
 
+from composing import built
 from l2l_runner import plots, streams
 from l2l_runner.errors import ConfigError, DataError
 from l2l_runner.evaluation.curves import PICTURED, run
 from l2l_runner.optimizees import OPTIMIZEES
 from l2l_runner.optimizees.art import NETWORKS, activations, gram, total_variation
-from problems import DATA, NEEDS, RUNTIME, any_optimizer, art_files, optimizee, problems, scattered
+from problems import DATA, NEEDS, RUNTIME, any_optimizer, art_files, given, optimizee, problems, scattered
 
 CAFFE = "squeezenet1_1_caffe_features-e7ae3ddc.pth"
 NEURAL_ART = DATA / "neural_art"
@@ -323,3 +324,54 @@ def test_adam_paints_with_the_real_weights():
     curves = run(adam, kind, streams.seeds(0, "test", 0, 2), 40, replace(RUNTIME, dtype=torch.float32), 10**9)
     assert (curves.finals < 0.4 * curves.losses[0]).all()
     assert (curves.metrics["content"] < 0.9).all()
+
+
+# What cannot be
+
+TINY = ["optimizee=art", *given("art"), "optimizee.size=16"]
+TINY += ["optimizee.content_layers=[3]", "optimizee.style_layers=[1,4]"]
+EMPTY = {"nowhere": None, "empty": (), "words": ("readme.txt",), "broken": ("a.png", "b.png")}
+WITHOUT_DATA = [
+    (["optimizee.content=nowhere"], ["optimizee.content is 'nowhere'", "folder of images"]),
+    (["optimizee.content=empty"], ["holds no images", "PNG or JPEG"]),
+    (["optimizee.content=words"], ["words holds no images", "PNG or JPEG"]),
+    (["optimizee.content=broken"], ["a.png cannot be read as an image"]),
+    (["optimizee.content=single"], ["optimizee.part=train is empty", "optimizee.part=all"]),
+    (["optimizee.style=nowhere.png"], ["optimizee.style is 'nowhere.png'", "an image"]),
+    (["optimizee.style=words/readme.txt"], ["readme.txt cannot be read as an image"]),
+    (["optimizee.weights=nowhere.pth"], ["there is no nowhere.pth", "hub/checkpoints", "optimizee.weights=null"]),
+    (["optimizee.weights=words/readme.txt"], ["optimizee.weights", "readme.txt cannot be read"]),
+    (["optimizee.weights=other.pth"], ["other.pth has no features.0.weight of the shape [64, 3, 3, 3]"]),
+    (["optimizee.network=vgg16", "optimizee.size=64"], ["has no features.2.weight", "vgg16"]),
+    (
+        ["optimizee.weights=null", "data.download=false"],
+        ["there is no squeezenet1_1-", "data.download=true", "https://", "optimizee.weights=FILE"],
+    ),
+]
+BAD = [
+    (["optimizee.content="], ["optimizee.content", "a path"]),
+    (["optimizee.network=vgg11"], ["optimizee.network", "vgg16, vgg19"]),
+    (["optimizee.style_layers=[13]"], ["optimizee.style_layers is [13]", "0 to 12"]),
+    (["optimizee.content_layers=[]"], ["optimizee.content_layers is []", "one or more"]),
+    (["optimizee.content_layers=[-1]"], ["optimizee.content_layers[0] is -1", "≥ 0"]),
+    (["optimizee.size=8", "optimizee.style_layers=[6]"], ["optimizee.size is 8", "layer 6"]),
+    (["optimizee.size=1"], ["optimizee.size is 1", "≥ 2"]),
+    (["optimizee.part=validation"], ["optimizee.part", "train, test, all"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD + WITHOUT_DATA, ids=lambda value: " ".join(value))
+def test_what_cannot_be_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, files in EMPTY.items():
+        for file in files or ():
+            Path(name).mkdir(exist_ok=True)
+            Path(name, file).write_text("no image")
+    Path("empty").mkdir()
+    picture(Path("single"), "a.png", COLOURED)
+    torch.save({"features.0.weight": torch.zeros(2)}, "other.pth")
+    with pytest.raises(DataError if (arguments, words) in WITHOUT_DATA else ConfigError) as caught:
+        built(*TINY, f"data.root={tmp_path / 'data'}", *arguments)
+    assert [word for word in words if word not in str(caught.value)] == []

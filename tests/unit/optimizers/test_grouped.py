@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from composing import refusal
 from l2l_runner import LearnedOptimizer, streams
 from l2l_runner.errors import ConfigError
 from l2l_runner.evaluation.curves import run
@@ -370,3 +371,15 @@ def test_the_drop_in_optimizer_wants_names_that_fit() -> None:
         LearnedOptimizer(module.named_parameters(), rule)
     with pytest.raises(ConfigError, match=r"was trained for problems of one size"):
         LearnedOptimizer(module.named_parameters(), grouped(four().layout, LSTM, WHOLE))
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("optimizer.groups.conv.optimizer.hiden=3", "Did you mean hidden?"),
+        ("optimizer.groups.conv.optimizer.coordinatewise=false", "meta.coordinates=20"),
+        ("optimizer.groups.other.patterns=[x]", "optimizer.groups.other.optimizer is missing"),
+    ],
+)
+def test_a_bad_setting_of_a_group_is_one_sentence(bad: str, words: str) -> None:
+    assert words in refusal(["optimizee=module", "optimizer=groups", "meta.coordinates=20", bad])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from composing import built, refusal
 from l2l_runner.errors import ConfigError
 from l2l_runner.layout import Layout, Site
 from l2l_runner.meta import TBPTT, Direct
@@ -118,3 +119,12 @@ def test_it_fits_only_cells_of_its_size():
         optimizer.use_kernel("cpp")
     with pytest.raises(ConfigError, match="optimizee=maze"):
         warp_rnn(optimizee("quadratic").layout())
+
+
+def test_it_learns_online_and_in_recurrent_cells_alone() -> None:
+    sentence = refusal(["optimizee=maze", "optimizer=warp_rnn", "meta=tbptt"])
+    for words in ("meta=tbptt learns updates", "optimizer=warp_rnn", "learns gates"):
+        assert words in sentence
+    sentence = refusal(["optimizee=quadratic", "optimizer=warp_rnn"], built)
+    for words in ("optimizer=warp_rnn gates recurrent cells", "optimizee=maze"):
+        assert words in sentence
