@@ -19,15 +19,8 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hypothesis import given
-from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
-from l2l_runner import distributed, schema
-from l2l_runner.errors import ConfigError
-from l2l_runner.launch.hydra import under_torchrun
-from l2l_runner.launch.overrides import check_torchrun, conf_folder
+from l2l_runner import distributed
 from l2l_runner.meta import TBPTT, Estimate
 from problems import lstm, problems
 from running import (
@@ -280,76 +273,3 @@ def test_processes_with_unequal_shares_ask_one_another_as_often(monkeypatch: pyt
         list(TBPTT(length=3, steps=3, coordinates=99).estimates(optimizer, problems("quadratic", share)))
     assert len(set(asked)) == 2
     assert asked.count(asked[0]) == asked.count(asked[-1])
-
-
-# --- refusals, and who takes what ------------------------------------------------------------------------------------
-
-
-def config(*overrides: str) -> schema.TrainConfig:
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        composed = OmegaConf.to_container(compose("train", [*overrides]), resolve=True)
-    return schema.parse_train(composed)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["meta_batch=2"], "meta_batch=2 leaves some of the 3 processes without a problem"),
-        (["optimizer=adam"], "with this optimizer"),
-        (["optimizer=hypergradient", "meta=online", "unroll=online"], "meta=online"),
-        (["optimizer=warp"], "meta=warpgrad need"),
-        (["optimizee=imbalance", "optimizer=sgd", "meta=reweight"], "meta=reweight"),
-    ],
-)
-def test_what_cannot_be_shared_is_refused(overrides: list[str], words: str) -> None:
-    one = config(*overrides)
-    one.check_processes(1)
-    with pytest.raises(ConfigError, match=words):
-        one.check_processes(3)
-
-
-def test_an_estimator_has_to_say_that_it_can_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TBPTT, "shareable", False)
-    with pytest.raises(ConfigError, match="meta=tbptt need all problems of a meta-step"):
-        config().check_processes(2)
-
-
-def test_torchrun_is_refused_where_it_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_torchrun("train", ["seed=1"])
-    for name, arguments in (("eval", []), ("train", ["-m", "seed=1,2"]), ("train", ["hydra.mode=MULTIRUN"])):
-        with pytest.raises(ConfigError, match="python -m"):
-            check_torchrun(name, arguments)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not under_torchrun()  # some other system's, which says nothing of where to meet
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    check_torchrun("train", ["resume=run"])
-    with pytest.raises(ConfigError, match="--max-restarts"):
-        check_torchrun("train", ["seed=1"])
-
-
-@given(st.integers(1, 9), st.integers(0, 40))
-def test_shares_are_even_and_leave_nothing_out(processes: int, items: int) -> None:
-    taken: list[list[int]] = []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(distributed, "world_size", lambda: processes)
-        for place in range(processes):
-            patched.setattr(distributed, "rank", lambda place=place: place)
-            taken.append(list(range(items))[distributed.shard(items)])
-    assert [item for some in taken for item in some] == list(range(items))
-    assert max(map(len, taken)) - min(map(len, taken)) <= 1
-
-
-def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[int] = []
-    monkeypatch.setattr(torch.cuda, "set_device", used.append)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    distributed.use_device(torch.device("cuda"))  # of one process, whichever is the present one
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    distributed.use_device(torch.device("cpu"))
-    assert used == []
-    distributed.use_device(torch.device("cuda"))
-    assert used == [1]
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ConfigError, match="--nproc-per-node=2, or device=cpu"):
-        distributed.use_device(torch.device("cuda"))

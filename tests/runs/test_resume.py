@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from l2l_runner.launch.overrides import quote_paths
 from l2l_runner.meta import TBPTT, Estimate
 from l2l_runner.runs.folder import RunFolder
 from running import (
@@ -298,20 +296,6 @@ def test_odd_names_of_folders_work(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (
         evaluate(tmp_path / "eval", f"checkpoint='{quoted}'", "tune.enabled=false", "optimizee.dim=2", *EVAL).code == 0
     )
-
-
-@pytest.mark.parametrize("key", ["init", "others.mine", "folder", "keep", "against", "art.content", "optimizee.style"])
-def test_paths_need_no_quotes(key: str) -> None:
-    parser = OverridesParser.create()
-    for odd in " =,'\"[](){}<>~:;!?&|#$%@^+*ü你":
-        path = f"/tmp/a{odd}b"
-        (argument,) = quote_paths([f"{key}={path}"])
-        assert parser.parse_override(argument).value() == path
-    for given in ("'/tmp/a=b'", "/tmp/a\\,b", "/tmp/a", ""):
-        assert quote_paths([f"{key}={given}"]) == [f"{key}={given}"]
-    assert parser.parse_override(*quote_paths([f"{key}=~/a"])).value() == "~/a"
-    for swept in ("a,b", "choice(a,b)", "[a,b],c", "'a=b',c", "a\\(1\\),b"):
-        assert quote_paths(["-m", f"{key}={swept}"]) == ["-m", f"{key}={swept}"]
 
 
 def test_equals_signs_and_commas_in_paths_need_no_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
