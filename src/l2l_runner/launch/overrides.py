@@ -5,16 +5,15 @@ Nothing heavy is imported at the top, because `--help` passes through this modul
 
 from __future__ import annotations
 
-import ast
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from l2l_runner.errors import ConfigError, StorageError
+from l2l_runner.errors import ConfigError, StorageError, reason
 from l2l_runner.fields import did_you_mean
 
 PATH_KEYS = (
@@ -67,19 +66,26 @@ def prepend(overrides: Sequence[str], arguments: Sequence[str]) -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """Return a string as a quoted value of Hydra's override grammar."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """Return a string as a quoted value of Hydra's override grammar, where a backslash counts only before a quote."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def unquoted(value: str) -> str:
     """Return the string that an override's value stands for."""
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-        return str(ast.literal_eval(value))
+        return re.sub(rf"\\+(?={value[0]}|$)", lambda found: "\\" * (len(found[0]) // 2), value[1:-1])
     return value
 
 
 def literal(value: Any) -> str:
-    """Return a plain value (mappings and lists included) in Hydra's override grammar."""
+    """Return a plain value (mappings and lists included) in Hydra's override grammar.
+
+    Raises:
+        ConfigError: a text in it would be resolved instead of being taken as it is.
+    """
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(f"The checkpoint's configuration has {value!r}, which is not resolved: give optimizee=NAME.")
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -180,15 +186,49 @@ def resume_run(arguments: Sequence[str]) -> list[str]:
             f"{path} is not a run: expected the folder of a run of l2l_runner.train (with .hydra, metrics.jsonl and "
             "checkpoints), or a checkpoint in it. To resume a sweep, repeat its command with hydra.sweep.dir=FOLDER."
         )
-    before = [str(item) for item in OmegaConf.load(saved)]
+    before = recorded_overrides(saved, given)
     chosen = overrides_of(before)
     changed = {key for key, value in given.items() if choices(key) and chosen.get(key, value) != value}
     # The keys of a choice that was replaced, such as logger.store of another logger, would be unknown.
-    before = [item for item in before if re.split(r"[.=]", item.lstrip("+~"))[0] not in {"resume", "sweep", *changed}]
+    before = [item for item in before if _group(item) not in {"resume", "sweep", *changed}]
     rest = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
     here = [f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder))}"]
     # Hydra writes the new settings beside the old ones, which they replace once the run has accepted them.
     return prepend(before, [*rest, *here, "hydra.output_subdir=.resuming"])
+
+
+def recorded_overrides(path: Path, given: Container[str]) -> list[str]:
+    """Read the overrides that a run was started with, as data: the record may be somebody else's.
+
+    Hydra's own settings are left out, because they can name code to run.
+
+    Raises:
+        StorageError: the record is no list of overrides, or one would read or run something when it is resolved.
+    """
+    try:
+        items = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # the parser raises many types for damaged files
+        raise StorageError(f"{path} cannot be read ({reason(error)}): restore it, or start a new run.") from error
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise StorageError(f"{path} is no list of overrides, which a run is resumed with: restore it.")
+    kept = []
+    for item in map(str, items):
+        key = item.lstrip("+~").partition("=")[0]
+        if item.startswith("-") or _group(item) == "hydra":
+            continue
+        if "${" not in item and ("_target_" not in item or key == "optimizee.model._target_"):
+            kept.append(item)
+        elif key not in given:
+            raise StorageError(
+                f"{path} has {item!r}, which is not resolved for a run that is resumed: give {key}=VALUE again, beside "
+                "resume=FOLDER."
+            )
+    return kept
+
+
+def _group(item: str) -> str:
+    """Return the first part of an override's key."""
+    return re.split(r"[./@=]", item.lstrip("+~"))[0]
 
 
 def keep_trained_optimizee(arguments: Sequence[str]) -> list[str]:

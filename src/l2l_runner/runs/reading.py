@@ -42,7 +42,10 @@ def sort_key(name: str) -> tuple[int, str]:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read the composed configuration of a run, interpolations resolved.
+    """Read the composed configuration of a run.
+
+    References to other keys are resolved. Resolvers, which could read this machine's environment, stay as they are
+    written: the run may be somebody else's.
 
     Raises:
         ValueError: it is no mapping.
@@ -50,10 +53,20 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / ".hydra" / "config.yaml"
     if not path.exists():
         return None
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    if not isinstance(content, dict):
+    loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    if not isinstance(loaded, dict):
         raise ValueError("no mapping")
+    content: Any = OmegaConf.to_container(OmegaConf.create(_without_resolvers(loaded)), resolve=True)
     return {str(key): value for key, value in content.items()}
+
+
+def _without_resolvers(value: Any) -> Any:
+    """Return a value in which resolvers are escaped, so that they are not called."""
+    if isinstance(value, dict):
+        return {key: _without_resolvers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_resolvers(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) and ":" in value else value
 
 
 def read_overrides(folder: Path) -> dict[str, str]:

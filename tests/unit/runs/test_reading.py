@@ -93,3 +93,14 @@ def test_jobs_of_a_sweep(tmp_path: Path) -> None:
 
 def test_folders_are_sorted_by_number_before_names() -> None:
     assert sorted(["b", "10", "9", "a"], key=sort_key) == ["9", "10", "a", "b"]
+
+
+def test_a_configuration_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "secret")
+    (tmp_path / ".hydra").mkdir()
+    text = "batch: 3\nmeta_batch: ${batch}\nroot: ${oc.env:TOKEN}\nmixed: a:${batch}:${oc.env:TOKEN}\n"
+    (tmp_path / ".hydra" / "config.yaml").write_text(text)
+    config = read_config(tmp_path)
+    assert config is not None
+    assert (config["meta_batch"], config["root"]) == (3, "${oc.env:TOKEN}")
+    assert "secret" not in str(config)

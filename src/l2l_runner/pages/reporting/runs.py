@@ -123,7 +123,8 @@ class Run:
     @property
     def pictures(self) -> list[str]:
         """Names of the pictures to repeat."""
-        return [name for name in PICTURES if (self.path / name).exists()]
+        paths = [self.path / name for name in PICTURES]
+        return [path.name for path in paths if path.is_file() and not path.is_symlink()]  # a link may lead anywhere
 
 
 def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
