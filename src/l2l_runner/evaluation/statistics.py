@@ -52,5 +52,5 @@ def confidence_band(rows: Any) -> np.ndarray:
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of cells as lines of left-aligned columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

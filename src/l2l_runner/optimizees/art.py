@@ -34,7 +34,7 @@ from l2l_runner.errors import ConfigError, DataError, reason
 from l2l_runner.fields import at_least, choice, path
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Optimizee, Problem
-from l2l_runner.optimizees.data import places
+from l2l_runner.optimizees.data import candidate_paths
 from l2l_runner.runtime import Runtime
 from l2l_runner.tensors import TensorFileError, read_tensors
 
@@ -275,7 +275,7 @@ def _weights_file(optimizee: Art, runtime: Runtime) -> Path:
 
     url = get_model_weights(optimizee.network).DEFAULT.url
     name = optimizee.weights or url.rsplit("/", 1)[1]
-    options = places(name, runtime.data_root)
+    options = candidate_paths(name, runtime.data_root)
     file = next((place for place in options if place.is_file()), None)
     if file is not None:
         return file
@@ -284,18 +284,20 @@ def _weights_file(optimizee: Art, runtime: Runtime) -> Path:
         raise DataError(f"optimizee.weights: {looked}: put it there, or use optimizee.weights=null for torchvision's.")
     mend = f"download {url} into {options[-1].parent}, or name a file of weights with optimizee.weights=FILE"
     if not runtime.download:
-        raise DataError(f"{looked}, and data.download=false: use data.download=true, {mend}.")
+        raise DataError(f"optimizee.weights: {looked}, and data.download=false: use data.download=true, {mend}.")
     file, checksum = options[-1], url.rsplit("-", 1)[1].split(".")[0]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), checksum, progress=False)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{looked}, and it could not be downloaded ({reason(error)}): {mend}.") from error
+        raise DataError(
+            f"optimizee.weights: {looked}, and it could not be downloaded ({reason(error)}): {mend}."
+        ) from error
     return file
 
 
 def _found(given: str, root: Path, key: str, expected: str) -> Path:
-    for place in places(given, root):
+    for place in candidate_paths(given, root):
         if place.exists():
             return place
     raise DataError(

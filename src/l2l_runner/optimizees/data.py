@@ -49,7 +49,7 @@ OMNIGLOT_DRAWINGS = 20  # of each character
 OMNIGLOT_SIDE = 28  # pixels
 
 
-def places(given: str, root: Path) -> list[Path]:
+def candidate_paths(given: str, root: Path) -> list[Path]:
     """Return where to look for a path that a user gives: as given, in `root`, and in its hub/checkpoints."""
     return [Path(given).expanduser(), root / given, root / "hub" / "checkpoints" / given]
 

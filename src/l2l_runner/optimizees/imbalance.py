@@ -142,11 +142,11 @@ class ImbalanceProblem(Problem):
             training.append(order[:, optimizee.clean : optimizee.clean + count])
         self.clean, self.train = torch.cat(clean, dim=1), torch.cat(training, dim=1)
 
-    def _images(self, source: Images, places: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _images(self, source: Images, indices: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the images at these indices of the frequent and the rare class, resized, and 1 for the rare ones."""
-        pixels = source.pixels(torch.cat(places), self.dtype)
+        pixels = source.pixels(torch.cat(indices), self.dtype)
         images = F.interpolate(pixels.view(-1, *source.shape), size=(self.side, self.side), mode="bilinear")
-        rare = torch.cat([torch.full_like(own, number) for number, own in enumerate(places)])
+        rare = torch.cat([torch.full_like(own, number) for number, own in enumerate(indices)])
         return images, rare.to(self.dtype)
 
     def init(self) -> Params:
@@ -167,8 +167,8 @@ class ImbalanceProblem(Problem):
 
     def example_losses(self, params: Params, step: int) -> Tensor:
         """Return the losses [problems, minibatch] of the single images of the minibatch of `step`."""
-        places = streams.integers(self.seeds, self.minibatch, self.train.shape[1], "minibatch", step)
-        return self._losses(params, self.train.gather(1, places))
+        indices = streams.integers(self.seeds, self.minibatch, self.train.shape[1], "minibatch", step)
+        return self._losses(params, self.train.gather(1, indices))
 
     def clean_loss(self, params: Params) -> Tensor:
         """Return the mean losses [problems] of the clean images."""

@@ -225,7 +225,7 @@ class MazeProblem(Problem):
             numbers = streams.uniform(self.seeds, count * episodes, f"{purpose}/{what}", step)
             return numbers.view(problems, count, episodes)
 
-        place = self.places(purpose, step, episodes)
+        place = self.goals(purpose, step, episodes)
         wake = (
             draw("wake", settings.duration) * (n - 1)
         ).long()  # any other cell: those from `place` on move up by one
@@ -250,7 +250,7 @@ class MazeProblem(Problem):
             yield Step(cell, hidden, action, target, reward)
             cell = torch.where(found, wake[:, t], target)
 
-    def places(self, purpose: str, step: int, episodes: int) -> Tensor:
+    def goals(self, purpose: str, step: int, episodes: int) -> Tensor:
         """Return the cells of the rewards, [problems, episodes], which are never the start."""
         place = streams.integers(self.seeds, episodes, len(self.plan.moves) - 1, f"{purpose}/place", step)
         return place + (place >= self.plan.start)
@@ -262,7 +262,7 @@ class MazeProblem(Problem):
 
     def pictures(self, params: Params) -> Tensor:
         """Draw an episode of each problem: the agent's path, darker with time, cells visited, and where it woke up."""
-        steps, places = list(self.play(params, "picture", 0, 1)), self.places("picture", 0, 1)
+        steps, places = list(self.play(params, "picture", 0, 1)), self.goals("picture", 0, 1)
         canvases = self._canvases()
         for canvas, cells in zip(canvases, torch.stack([step.cell for step in steps]).unbind(1), strict=True):
             visits = torch.bincount(cells.flatten(), minlength=len(self.plan.moves))
@@ -297,7 +297,7 @@ class MazeProblem(Problem):
 
     def _mark(self, canvases: Tensor) -> None:
         """Paint the start and the reward of the pictures' episode of each problem."""
-        for canvas, place in zip(canvases, self.places("picture", 0, 1).flatten().tolist(), strict=True):
+        for canvas, place in zip(canvases, self.goals("picture", 0, 1).flatten().tolist(), strict=True):
             _paint(canvas, self._corner(self.plan.start), 8, START)
             _paint(canvas, self._corner(place), 12, REWARD)
 

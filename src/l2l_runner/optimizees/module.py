@@ -28,7 +28,7 @@ from l2l_runner.fields import above, at_least, between, choice, path
 from l2l_runner.imports import module_maker
 from l2l_runner.layout import Layout, Params
 from l2l_runner.optimizees.base import Optimizee, Problem
-from l2l_runner.optimizees.data import SHAPES, Images, load_images, places
+from l2l_runner.optimizees.data import SHAPES, Images, candidate_paths, load_images
 from l2l_runner.runtime import Runtime
 from l2l_runner.tensors import TensorFileError, read_tensors
 
@@ -322,7 +322,7 @@ def _places(module: nn.Module) -> dict[str, str]:
 
 def _find(file: str, root: Path) -> Path:
     """Return the path at which the file of weights exists."""
-    options = places(file, root)
+    options = candidate_paths(file, root)
     for place in options:
         if place.is_file():
             return place

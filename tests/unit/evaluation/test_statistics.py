@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from l2l_runner.evaluation.statistics import confidence_band, interval
+from l2l_runner.evaluation.statistics import align, confidence_band, interval
 from l2l_runner.runs.results import Interval
 
 # Confidence intervals
@@ -40,3 +40,11 @@ def test_a_band_is_the_interval_of_each_point():
     losses = torch.rand(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = [interval(point).ci95 for point in losses]
     assert confidence_band(losses).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+# Tables
+
+
+def test_columns_are_aligned_and_a_table_may_be_empty():
+    assert align([["a", "bb"], ["ccc", "d"]]) == ["a    bb", "ccc  d"]
+    assert align([]) == []

@@ -287,7 +287,7 @@ def test_pictures_show_the_episode():
     centres = slice(PIXELS // 2, None, PIXELS)
     seen = pictures[:, :, centres, centres]
     steps = list(problem.play(params, "picture", 0, 1))
-    places = problem.places("picture", 0, 1)
+    places = problem.goals("picture", 0, 1)
     for row in range(2):
         assert (seen[row, :, ~problem.plan.free] == 0.25).all()
         was = {int(step.cell[row, 0]) for step in steps} | {int(step.target[row, 0]) for step in steps}
