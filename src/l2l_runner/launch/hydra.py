@@ -149,6 +149,8 @@ def _launch(command: Command[Any]) -> None:
             hydra.main(config_path=str(conf_folder()), config_name=command.name, version_base="1.3")(
                 lambda config: _run_job(config, command)
             )()
+    except KeyboardInterrupt:  # before the run or the sweep began
+        _fail("Interrupted before the run began.", 130)
     except UserError as error:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
