@@ -1,20 +1,34 @@
-"""The compiled kernel in processes of their own."""
+"""Whole runs with a kernel that is compiled anew, and processes that compile one at once."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from l2l_runner.kernels import build
-from running import QUICK, assert_one_sentence, finish, records, spawn
+from l2l_runner.kernels import build, cpp
+from running import QUICK, assert_one_sentence, records, train
 
 NEEDED = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="there is no C++ compiler here")
-pytestmark = pytest.mark.usefixtures("kernel_cache")
+pytestmark = pytest.mark.usefixtures("sketches")
+
+
+def forget() -> None:
+    """Make the next run load its kernel as a new process would."""
+    build.load_library.cache_clear()
+    cpp._function.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def forgotten(kernel_cache: Path) -> Iterator[None]:
+    """No test's library is another's."""
+    forget()
+    yield
+    forget()
 
 
 def source(folder: Path, answer: int = 42) -> Path:
@@ -52,18 +66,26 @@ def test_processes_that_build_at_once_all_load_a_whole_library(
     assert [item.suffix for item in kernel_cache.iterdir()] == [".so"]
 
 
+def scores(folder: Path) -> list[float]:
+    """Train with the compiled kernel; return the validation scores."""
+    forget()
+    ended = train(folder, *QUICK, "kernel=cpp", "optimizer.hidden=20")
+    assert ended.code == 0, ended.err
+    assert "kernel cpp," in ended.out
+    return [record["score"] for record in records(folder, "validation")]
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The scores with the kernel as it is built for everybody, in the cache that other tests share."""
+    return scores(tmp_path_factory.mktemp("best") / "run")
+
+
 @NEEDED
 @pytest.mark.parametrize("refused", ["-fopenmp", "native"])
 def test_a_kernel_built_with_fewer_flags_trains_the_same(
-    tmp_path: Path, compiler: Callable[[str], Path], refused: str
+    best: list[float], tmp_path: Path, compiler: Callable[[str], Path], refused: str
 ) -> None:
-    def scores(folder: Path) -> list[float]:
-        ended = finish(spawn(*QUICK, "kernel=cpp", "optimizer.hidden=20", f"hydra.run.dir={folder}"))
-        assert ended.code == 0, ended.err
-        assert "kernel cpp," in ended.out
-        return [record["score"] for record in records(folder, "validation")]
-
-    best = scores(tmp_path / "best")
     calls = compiler(f'case "$*" in *{refused}*) exit 1;; esac\nexec "$REAL" "$@"')
     assert scores(tmp_path / "fewer") == pytest.approx(best, rel=1e-3)
     assert len(builds(calls)) == build.ATTEMPTS.index(("-march=native",) if refused == "-fopenmp" else ()) + 1
@@ -78,10 +100,10 @@ def test_a_run_without_a_compiler(
     if broken == "no compiler":
         monkeypatch.setenv("CXX", "nowhere")
         words = "the compiler CXX=nowhere is not there"
-    ended = finish(spawn(*QUICK, "device=cpu", f"hydra.run.dir={tmp_path / 'run'}"))
+    ended = train(tmp_path / "run", *QUICK)
     assert ended.code == 0, ended.err
     (line,) = [line for line in ended.out.splitlines() if "is not available" in line]
     assert words in line
     assert "kernel torch," in ended.out
-    forced = finish(spawn(*QUICK, "kernel=cpp", f"hydra.run.dir={tmp_path / 'forced'}"))
+    forced = train(tmp_path / "forced", *QUICK, "kernel=cpp")
     assert_one_sentence(forced, "kernel=cpp is not available", words, "kernel=torch")
