@@ -40,7 +40,7 @@ from l2l_runner.launch.overrides import (
 from l2l_runner.launch.sweep import stop_exception, sweep_summary
 from l2l_runner.launch.sweep_folder import SweepFolder, without_hydra
 from l2l_runner.runs.folder import RunFolder
-from l2l_runner.runs.reading import read_result
+from l2l_runner.runs.reading import read_ended
 from l2l_runner.runs.results import RunResult
 from l2l_runner.stopping import Stopped
 
@@ -214,8 +214,8 @@ def _run_in_sweep(config: DictConfig, command: Command[Any], folder: RunFolder) 
         composed = _composed(config)
         with sweep.locked(folder.path.name):
             own = sweep.is_of(folder.path.name, composed)  # False if hydra.sweep.subdir was given
-            before = read_result(folder.path)
-            if own and before is not None and before.has_ended:
+            before = read_ended(folder.path)
+            if own and before is not None:
                 return before.score if math.isfinite(before.score) else math.inf
             folder.claim(exist_ok=own)
             (folder.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt that failed

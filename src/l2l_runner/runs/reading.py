@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from l2l_runner.errors import reason
 from l2l_runner.files import read_json
 from l2l_runner.runs.results import Interval, RunResult, Summary
 
@@ -86,6 +87,19 @@ def read_result(folder: Path) -> RunResult | None:
     """Read how a run ended, from result.json."""
     content = read_json(folder / "result.json")
     return None if content is None else RunResult.from_json(content)
+
+
+def read_ended(folder: Path) -> RunResult | None:
+    """Read the result of a run that need not be run again; None for another, or where the result is damaged."""
+    try:
+        result = read_result(folder)
+    except _DAMAGED:
+        return None
+    return result if result is not None and result.has_ended else None
+
+
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What a damaged JSON file makes its reader raise."""
 
 
 def read_comparison(folder: Path) -> Summary | None:
@@ -184,7 +198,11 @@ def read_jobs(folder: Path, kept: Collection[str] = (), stopped: bool = False) -
     jobs = []
     for path in sorted(_jobs(folder), key=lambda path: sort_key(path.name)):
         job = SweepJob(path.name, read_overrides(path), "stopped", path.name in kept)
-        result = read_result(path)
+        try:
+            result = read_result(path)
+        except _DAMAGED as error:
+            jobs.append(replace(job, status="failed", error=f"its result.json cannot be read ({reason(error)})"))
+            continue
         if result is not None:
             job = replace(job, status=result.status, result=result, error=result.error)
         elif not stopped:

@@ -13,6 +13,7 @@ from l2l_runner.runs.reading import (
     keep_swept,
     read_comparison,
     read_config,
+    read_ended,
     read_jobs,
     read_latest,
     read_log,
@@ -104,3 +105,20 @@ def test_a_configuration_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert config is not None
     assert (config["meta_batch"], config["root"]) == (3, "${oc.env:TOKEN}")
     assert "secret" not in str(config)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"status": "completed", "score": "good"}', "[]", "{", '{"status": "completed"}', "7"]
+)
+def test_a_damaged_result_is_that_of_a_failed_job_and_hides_no_other(tmp_path: Path, text: str) -> None:
+    job(tmp_path / "0", ["lr=1"], None)
+    (tmp_path / "0" / "result.json").write_text(text)
+    job(tmp_path / "1", ["lr=2"], {"status": "completed", "score": 2.0})
+    first, second = read_jobs(tmp_path)
+    assert (first.status, second.status) == ("failed", "completed")
+    assert first.error is not None
+    assert first.error.startswith("its result.json cannot be read (")
+    assert read_ended(tmp_path / "0") is None
+    ended = read_ended(tmp_path / "1")
+    assert ended is not None
+    assert ended.score == 2.0

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from l2l_runner.errors import DataError, StorageError
 from l2l_runner.pages.reproduction.stages import Stage, folder_name
 from l2l_runner.runs.folder import RunFolder
-from l2l_runner.runs.reading import read_latest, read_result
+from l2l_runner.runs.reading import read_ended, read_latest
 from l2l_runner.stopping import stop_requests
 
 log = logging.getLogger(__name__)
@@ -109,8 +109,7 @@ def _outcomes(stages: Sequence[Stage], root: Path) -> Iterator[StageOutcome]:
         folders[stage.name] = str(folder.path.relative_to(Path.cwd()) if here else folder.path)
         outcome = StageOutcome(stage, folder, arguments)
         outcome.seconds = (RunFolder(root).read_json(f"{name}.json") or {"seconds": 0.0})["seconds"]
-        result = read_result(folder.path)
-        if result is not None and result.has_ended:
+        if read_ended(folder.path) is not None:
             outcome.status = "finished"
         yield outcome
 
