@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from l2l_runner.errors import ConfigError
 from l2l_runner.evaluation.curves import Curves
 from l2l_runner.evaluation.evaluator import Evaluator
-from l2l_runner.meta import METAS, TBPTT, Estimate, Unroll
+from l2l_runner.meta import TBPTT, Estimate
 from l2l_runner.runs import checkpoint
 from l2l_runner.runs.folder import RunFolder
-from problems import yaml_group
 from running import (
     QUICK,
     TINY,
@@ -52,31 +49,6 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert train(folder, *QUICK, *GROWING).code == 0
     assert [record["horizon"] for record in records(folder, "validation")][-1] == 10
     return folder
-
-
-def settings(**changes: Any) -> Any:
-    node = {**yaml_group("meta")["tbptt"], **changes}
-    return METAS["tbptt"](**node)
-
-
-@pytest.mark.parametrize(
-    ("curriculum", "steps", "horizons"),
-    [
-        (None, 100, (100,)),
-        ((), 100, (100,)),
-        ((100,), 100, (100,)),
-        ((10, 20), 100, (10, 20, 100)),
-        ((10, 20, 100), 100, (10, 20, 100)),
-    ],
-)
-def test_the_last_horizon_is_the_whole_trajectory(curriculum, steps, horizons):
-    assert settings(curriculum=curriculum).horizons(Unroll(length=20, steps=steps)) == horizons
-
-
-@pytest.mark.parametrize("curriculum", [(20, 10), (10, 10), (10, 200), (100, 100)])
-def test_horizons_that_do_not_grow_are_refused(curriculum):
-    with pytest.raises(ConfigError, match=re.escape(f"meta.curriculum is {list(curriculum)}")):
-        settings(curriculum=curriculum).horizons(Unroll(length=20, steps=100))
 
 
 def test_horizons_advance_exactly_when_validations_stall(grown: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import shutil
@@ -26,7 +25,6 @@ from l2l_runner.runs.folder import RunFolder
 from l2l_runner.runs.resuming import FREE_KEYS
 from l2l_runner.runs.tracking import tracked
 from l2l_runner.stopping import Stopped
-from l2l_runner.training.meta_training import thinned
 from running import (
     EVAL,
     QUADRATIC,
@@ -428,10 +426,3 @@ def test_a_package_that_is_missing_is_named_with_the_command(
     shutil.copytree(quick, run)
     assert_one_sentence(train(None, f"resume={run}", f"logger={name}"), f"needs {name}")
     assert snapshot(run) == snapshot(quick) | {"train.log": (run / "train.log").read_bytes()}
-
-
-def test_the_curve_of_a_validation_is_thinned_evenly() -> None:
-    assert thinned([1.0, 2.0, 3.0]) == {"steps": [0, 1, 2], "loss": [1.0, 2.0, 3.0]}
-    curve = thinned([float(step) for step in range(10_001)])
-    assert curve["steps"] == list(range(0, 10_001, 200))
-    assert json.dumps(curve["loss"]) == json.dumps([float(step) for step in curve["steps"]])

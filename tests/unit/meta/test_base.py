@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from l2l_runner.meta import TBPTT, Joint, MetaGradient
+from l2l_runner.errors import ConfigError
+from l2l_runner.meta import METAS, TBPTT, Joint, MetaGradient, Unroll
 from l2l_runner.optimizees import Problem
 from l2l_runner.optimizers import LearnedRule
 from l2l_runner.unroll import start
-from problems import problems
+from problems import problems, yaml_group
 from rules import Momentum
 
 
@@ -59,3 +63,33 @@ def test_a_window_can_be_taken_from_any_point() -> None:
     windows = [estimate for estimate, _ in tbptt.windows(rule, problem, start(problem, rule))]
     for one, other in zip(windows, tbptt.estimates(rule, problem), strict=True):
         assert torch.equal(one.meta_loss, other.meta_loss)
+
+
+# Curricula
+
+
+TBPTT_FILE = yaml_group("meta")["tbptt"]
+
+
+def settings(**changes: Any) -> Any:
+    return METAS["tbptt"](**{**TBPTT_FILE, **changes})
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "steps", "horizons"),
+    [
+        (None, 100, (100,)),
+        ((), 100, (100,)),
+        ((100,), 100, (100,)),
+        ((10, 20), 100, (10, 20, 100)),
+        ((10, 20, 100), 100, (10, 20, 100)),
+    ],
+)
+def test_the_last_horizon_is_the_whole_trajectory(curriculum, steps, horizons):
+    assert settings(curriculum=curriculum).horizons(Unroll(length=20, steps=steps)) == horizons
+
+
+@pytest.mark.parametrize("curriculum", [(20, 10), (10, 10), (10, 200), (100, 100)])
+def test_horizons_that_do_not_grow_are_refused(curriculum):
+    with pytest.raises(ConfigError, match=re.escape(f"meta.curriculum is {list(curriculum)}")):
+        settings(curriculum=curriculum).horizons(Unroll(length=20, steps=100))
