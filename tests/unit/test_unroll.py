@@ -85,7 +85,7 @@ def test_trajectory_is_torch_optims(name, optimizer, make):
     problem = problems(name, 2)
     theta = problem.layout.flatten(problem.init()).requires_grad_()
     theirs = make([theta])
-    for step, (_, point) in enumerate(unroll(problem, optimizer, start(problem, optimizer), 10)):
+    for step, (_, point) in enumerate(unroll(problem, optimizer, start(problem, optimizer), 6)):
         theirs.zero_grad()
         problem.loss(problem.layout.views(theta), step).sum().backward()
         theirs.step()
