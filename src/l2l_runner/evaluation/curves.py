@@ -46,7 +46,7 @@ class Curves:
 
     @classmethod
     def joined(cls, parts: Sequence[Curves]) -> Curves:
-        """The curves of all problems, from those of some."""
+        """Join the curves of parts of the problems into those of all."""
         if len(parts) == 1:
             return parts[0]
         pictures = [part.pictures for part in parts if part.pictures is not None]
@@ -82,7 +82,7 @@ class Curves:
         return means
 
     def areas(self) -> dict[str, Tensor]:
-        """The mean of each metric over the steps, by the trapezoidal rule between its readings; each [problems]."""
+        """Return each metric's mean over the steps [problems], by the trapezoidal rule between its readings."""
         at = torch.tensor(self.read_at, dtype=torch.float64)
         return {name: torch.trapezoid(rows, at, dim=0) / at[-1] for name, rows in self.readings.items()}
 
@@ -101,7 +101,7 @@ class Curves:
         return ~finite | (self.losses[-1] > DIVERGED * self.losses[0].abs())
 
     def score(self, kind: str) -> float:
-        """What selections minimise: the mean `final` loss or `sum` of losses; infinite where it isn't finite."""
+        """Return what selections minimise: the mean `final` loss or `sum` of losses; infinite if it is not finite."""
         mean = (self.finals if kind == "final" else self.sums).mean().item()
         return mean if math.isfinite(mean) else math.inf
 
