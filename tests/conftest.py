@@ -16,7 +16,7 @@ from l2l_runner.launch.hydra import ENVIRONMENT
 os.environ.update({**ENVIRONMENT, **os.environ})  # before PyTorch is imported: several workers share the CPU
 pytest.register_assert_rewrite("running")
 
-from l2l_runner.kernels import build  # noqa: E402
+from l2l_runner.kernels import build, cpp  # noqa: E402
 from l2l_runner.meta import METAS  # noqa: E402
 from l2l_runner.optimizees import OPTIMIZEES  # noqa: E402
 from l2l_runner.optimizers import HAND_DESIGNED, LEARNED  # noqa: E402
@@ -63,6 +63,15 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sketch(patched)
         assert train(folder, *QUICK).code == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def cpp_kernel() -> None:
+    """The fused kernel, compiled; tests that need it are skipped where there is no compiler."""
+    try:
+        build.load_library(cpp.SOURCE)
+    except build.BuildError as error:
+        pytest.skip(f"there is no fused kernel here: {error}")
 
 
 @pytest.fixture

@@ -6,23 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from l2l_runner.kernels import cpp
-from l2l_runner.kernels.build import BuildError, load_library
 from running import QUICK, assert_one_sentence, records, train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library() -> None:
-    """The compiled library, where a compiler is."""
-    try:
-        load_library(cpp.SOURCE)
-    except BuildError as error:
-        pytest.skip(f"there is no fused kernel here: {error}")
-
 
 # In whole runs
 
-pytestmark = pytest.mark.usefixtures("sketches")
+pytestmark = pytest.mark.usefixtures("cpp_kernel", "sketches")
 
 
 def scores(folder: Path) -> list[float]:

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from l2l_runner.kernels import FEATURES, Kernel, TorchKernel, cpp
-from l2l_runner.kernels.build import BuildError, load_library
+from l2l_runner.kernels import FEATURES, Kernel, TorchKernel
 from l2l_runner.kernels.cpp import CppKernel
 from windows import (
     F32,
@@ -35,17 +34,10 @@ from windows import (
     steps,
 )
 
+pytestmark = pytest.mark.usefixtures("cpp_kernel")
+
 DTYPES = pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 BOTH = pytest.mark.parametrize("kernel", [CppKernel(), TorchKernel()], ids=["cpp", "torch"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library() -> None:
-    """The compiled library, where a compiler is."""
-    try:
-        load_library(cpp.SOURCE)
-    except BuildError as error:
-        pytest.skip(f"there is no fused kernel here: {error}")
 
 
 @pytest.fixture

@@ -15,21 +15,13 @@ from torch import Tensor
 from l2l_runner import streams
 from l2l_runner.errors import ConfigError
 from l2l_runner.kernels import FEATURES, Kernel, Network, State, TorchKernel, cpp, pick_kernel
-from l2l_runner.kernels.build import BuildError, load_library
 from l2l_runner.kernels.cpp import CppKernel
 from l2l_runner.meta import TBPTT
 from l2l_runner.runtime import Runtime
 from problems import RUNTIME, lstm, optimizee, problems
 from windows import F32, F64, Case, by_autograd, distance, double, draw, flat, replay, same, steps
 
-
-@pytest.fixture(scope="module", autouse=True)
-def library() -> None:
-    """The compiled library, where a compiler is."""
-    try:
-        load_library(cpp.SOURCE)
-    except BuildError as error:
-        pytest.skip(f"there is no fused kernel here: {error}")
+pytestmark = pytest.mark.usefixtures("cpp_kernel")
 
 
 # Which kernel
