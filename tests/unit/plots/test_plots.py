@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,11 +70,6 @@ def test_lost_jobs_are_marked_by_their_fate() -> None:
     assert axes.get_legend_handles_labels()[1] == ["diverged", "failed"]
 
 
-def test_plots_and_readers_import_neither_torch_nor_scipy() -> None:
-    code = "import sys, l2l_runner.plots, l2l_runner.runs.reading; print({'torch', 'scipy'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
-
-
 def test_a_picture_of_optimizers_that_all_diverged_is_drawn() -> None:
     axes = Figure().add_subplot()
     draw_curves(
@@ -86,12 +78,3 @@ def test_a_picture_of_optimizers_that_all_diverged_is_drawn() -> None:
     assert axes.get_yscale() == "linear"  # a logarithmic axis of nothing is an error of Matplotlib's
     assert axes.get_legend_handles_labels()[1] == ["SGD, 4 diverged", "LSTM, 4 diverged"]
     axes.figure.canvas.draw()
-
-
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_an_inherited_backend_that_is_not_installed_does_not_matter(backend: str) -> None:
-    code = "import os\nfrom l2l_runner.plots import style\nfrom matplotlib.figure import Figure\n"
-    code += "assert style.png(Figure(), 50)\nprint(os.environ['MPLBACKEND'])"
-    run = [sys.executable, "-c", code]
-    ended = subprocess.run(run, env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout.strip()) == (0, backend), ended.stderr
