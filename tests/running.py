@@ -10,12 +10,14 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -85,7 +88,7 @@ def call(main: Callable[[], object], folder: Path | None, arguments: Sequence[st
     code: Any = 0
     try:
         sys.argv = ["l2l_runner", *arguments, *([] if folder is None else [f"hydra.run.dir='{folder}'"])]
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), composed_once():
             main()
     except SystemExit as end:
         code = end.code
@@ -102,6 +105,19 @@ def call(main: Callable[[], object], folder: Path | None, arguments: Sequence[st
     return Ended(code, out.getvalue(), err.getvalue())
 
 
+@contextlib.contextmanager
+def composed_once() -> Iterator[None]:
+    """Keep Hydra from composing twice: before each run it composes everything in search of `hydra.mode`."""
+    honest = Hydra.get_mode
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        return honest(self, config_name, overrides) if any("hydra.mode" in item for item in overrides) else None
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Hydra, "get_mode", get_mode)
+        yield
+
+
 def spawn(*arguments: str, module: str = "l2l_runner.train", cwd: Path | None = None) -> subprocess.Popen[str]:
     """The same in a process of its own, which hears Ctrl-C even where the tests are run in the background."""
     command = [sys.executable, "-m", module, *arguments]
@@ -113,17 +129,69 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def finish(process: subprocess.Popen[str]) -> Ended:
+SERVER = multiprocessing.get_context("forkserver")  # PyTorch is imported once; a fork of this process could hang in it
+SERVER.set_forkserver_preload(["running"])
+
+
+class Fork:
+    """`train` in a process of its own that need not import PyTorch first; it has what is used of a Popen."""
+
+    def __init__(self, *arguments: str, cwd: Path | None = None):
+        self._folder = tempfile.TemporaryDirectory()
+        self._outputs = [Path(self._folder.name) / name for name in ("out", "err")]
+        self._process = SERVER.Process(target=_run_forked, args=(arguments, cwd, self._outputs))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("train", timeout or 0)
+        out, err = (path.read_text() for path in self._outputs)
+        self._folder.cleanup()
+        return out, err
+
+
+def _run_forked(arguments: Sequence[str], cwd: Path | None, outputs: Sequence[Path]) -> None:
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.argv = ["l2l_runner.train", *arguments]
+    if cwd is not None:
+        os.chdir(cwd)
+    train_module.main()
+
+
+def finish(process: subprocess.Popen[str] | Fork) -> Ended:
     """Wait for a process, which is killed if it hangs."""
     try:
         out, err = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
         raise AssertionError(f"The process hangs: {process.communicate()}") from None
+    assert process.returncode is not None
     return Ended(process.returncode, out, err)
 
 
-def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+def wait_until(process: subprocess.Popen[str] | Fork, condition: Callable[[], bool]) -> None:
     """Wait until the condition holds; it is an error if the process ends before."""
     while not condition():
         if process.poll() is not None:

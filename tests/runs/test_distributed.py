@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import pickle
 import re
@@ -25,6 +24,7 @@ from l2l_runner.meta import TBPTT, Estimate
 from problems import lstm, problems
 from running import (
     QUICK,
+    SERVER,
     TINY,
     Death,
     Ended,
@@ -69,8 +69,6 @@ WRONG = {
     "no-checkpoint": [*QUICK, "init=nowhere"],
     "unknown": ["optimzer=lstm"],
 }
-SERVER = multiprocessing.get_context("forkserver")  # PyTorch is imported once; a fork of this process could hang in it
-SERVER.set_forkserver_preload(["running"])
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch) -> None:

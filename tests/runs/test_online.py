@@ -12,6 +12,7 @@ import torch
 from problems import optimizee
 from running import (
     Ended,
+    Fork,
     assert_one_sentence,
     best,
     evaluate,
@@ -19,7 +20,6 @@ from running import (
     read_json,
     records,
     snapshot,
-    spawn,
     train,
     wait_until,
 )
@@ -120,7 +120,7 @@ def test_a_stopped_online_run_is_resumed_exactly(online_run: Path, tmp_path: Pat
     steps = ["unroll.steps=200", "meta.read_every=20"]
     whole = online(tmp_path / "whole", *steps)
     assert whole.code == 0, whole.err
-    process = spawn(*ONLINE, *steps, f"hydra.run.dir={run}")
+    process = Fork(*ONLINE, *steps, f"hydra.run.dir={run}")
     wait_until(process, lambda: (run / "metrics.jsonl").exists() and len(records(run)) > 2)
     process.send_signal(2)
     stopped = finish(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import email
 import os
 import re
@@ -77,7 +78,11 @@ def test_every_import_of_another_package_is_declared(wheel: Path) -> None:
     named = {"hydra": "hydra-core", "sklearn": "scikit-learn", "PIL": "pillow", "mlflow": "mlflow-skinny"}
     imported = set()
     for path in (ROOT / "src").rglob("*.py"):
-        imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).split(".")[0])
     optional = {"l2l_runner", "triton"}  # Triton comes with PyTorch where it can be used
     others = {name for name in imported if name not in sys.stdlib_module_names} - optional
     used = {named.get(name, name) for name in others}

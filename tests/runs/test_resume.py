@@ -25,6 +25,7 @@ from running import (
     TINY,
     Death,
     Ended,
+    Fork,
     assert_one_sentence,
     assert_same_run,
     best,
@@ -37,7 +38,6 @@ from running import (
     records,
     same_bits,
     snapshot,
-    spawn,
     train,
     wait_until,
 )
@@ -164,7 +164,7 @@ def test_a_run_may_die_again_and_again(quick: Path, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("progress", ["claimed", 3, 8])
 def test_a_killed_process_is_resumed_exactly(reference: Path, tmp_path: Path, progress: str | int) -> None:
     run = tmp_path / "run"
-    process = spawn(*TINY, f"hydra.run.dir={run}")
+    process = Fork(*TINY, f"hydra.run.dir={run}")
     if isinstance(progress, str):  # while the baselines are tuned, before the first checkpoint
         wait_until(process, (run / ".run").exists)
     else:
@@ -181,7 +181,7 @@ def test_a_stopped_process_saves_says_how_to_resume_and_is_resumed_exactly(
     reference: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     run = tmp_path / "a run, of=mine"
-    process = spawn(*TINY, f"hydra.run.dir='{run}'")
+    process = Fork(*TINY, f"hydra.run.dir='{run}'")
     wait_until(process, lambda: lines(run) >= 2)
     process.send_signal(number)
     ended = finish(process)
@@ -198,7 +198,7 @@ def test_a_stopped_process_saves_says_how_to_resume_and_is_resumed_exactly(
 
 def test_ctrl_c_before_training_ends_without_a_traceback(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = spawn(*TINY, "evaluation.tune.per_decade=500", f"hydra.run.dir={run}")
+    process = Fork(*TINY, "evaluation.tune.per_decade=500", f"hydra.run.dir={run}")
     wait_until(process, lambda: (run / "train.log").exists() and "Meta-training" in (run / "train.log").read_text())
     process.send_signal(signal.SIGINT)
     ended = finish(process)

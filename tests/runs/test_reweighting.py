@@ -14,6 +14,7 @@ from l2l_runner.training.reweighting import ARMS, PUBLISHED
 from problems import needs_mnist
 from running import (
     Death,
+    Fork,
     assert_one_sentence,
     die_when_replacing,
     finish,
@@ -23,7 +24,6 @@ from running import (
     records,
     same_bits,
     snapshot,
-    spawn,
     train,
     wait_until,
 )
@@ -113,7 +113,7 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     longer = [*TINY, "unroll.steps=60", "meta.read_every=50", "meta.runs=1", "meta.proportions=[0.8]"]
     reference, run = tmp_path / "reference", tmp_path / "run"
     assert train(reference, *longer).code == 0
-    process = spawn(*longer, f"hydra.run.dir={run}")
+    process = Fork(*longer, f"hydra.run.dir={run}")
     wait_until(process, lambda: lines(run) > 3)  # in the second trajectory
     process.send_signal(signal.SIGINT)
     ended = finish(process)

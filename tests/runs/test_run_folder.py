@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from running import QUICK, assert_one_sentence, lines, snapshot, spawn, train, wait_until
+from running import QUICK, Fork, assert_one_sentence, lines, snapshot, train, wait_until
 
 pytestmark = pytest.mark.usefixtures("sketches")
 
@@ -23,7 +23,7 @@ def test_a_refused_configuration_leaves_the_folder_free(tmp_path: Path) -> None:
 
 def test_a_run_that_another_process_works_on_is_not_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = spawn(*QUICK, "meta.steps=100000", f"hydra.run.dir={folder}")
+    process = Fork(*QUICK, "meta.steps=100000", f"hydra.run.dir={folder}")
     wait_until(process, lambda: lines(folder) > 1)
     assert_one_sentence(train(None, f"resume={folder}"), "is in use by process", str(process.pid))
     process.send_signal(signal.SIGKILL)

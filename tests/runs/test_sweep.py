@@ -17,6 +17,7 @@ from running import (
     QUADRATIC,
     QUICK,
     Ended,
+    Fork,
     Spy,
     assert_same_run,
     evaluate,
@@ -26,7 +27,6 @@ from running import (
     read_json,
     records,
     sketch,
-    spawn,
     train,
 )
 
@@ -138,7 +138,7 @@ def test_a_failing_job_hides_no_other(tmp_path: Path, values: str) -> None:
 
 def test_a_process_says_so_too(tmp_path: Path) -> None:
     ended = finish(
-        spawn("-m", *QUADRATIC, "optimizer=sgd", "optimizer.lr=0.01,-1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+        Fork("-m", *QUADRATIC, "optimizer=sgd", "optimizer.lr=0.01,-1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     )
     assert ended.code == 1
     assert "optimizer.lr is -1" in ended.out

@@ -24,6 +24,7 @@ from running import (
     QUADRATIC,
     QUICK,
     Death,
+    Fork,
     Spy,
     assert_one_sentence,
     assert_same_run,
@@ -279,7 +280,17 @@ def test_a_launcher_keeps_runs_and_records_failures(learned: Path, tmp_path: Pat
 
 
 LONG = [item for item in FREE if not item.startswith("meta.")]
-LONG += ["meta.steps=120", "meta.validate_every=60", "device.threads=1"]
+LONG += ["meta.steps=60", "meta.validate_every=60", "device.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A longer sweep that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "sweep"
+    with pytest.MonkeyPatch.context() as patched:
+        sketch(patched)
+        assert sweep(folder, *LONG, "meta.lr=0.01,0.001").code == 0
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -289,9 +300,10 @@ LONG += ["meta.steps=120", "meta.validate_every=60", "device.threads=1"]
         pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], marks=needs_joblib, id="joblib"),
     ],
 )
-def test_a_sweep_that_is_stopped_says_how_to_go_on_and_does(tmp_path: Path, launcher: list[str]) -> None:
-    folder, whole = tmp_path / "sweep", tmp_path / "whole"
-    process = spawn("-m", *LONG, *launcher, "meta.lr=0.01,0.001", f"hydra.sweep.dir={folder}")
+def test_a_sweep_that_is_stopped_says_how_to_go_on_and_does(whole: Path, tmp_path: Path, launcher: list[str]) -> None:
+    folder = tmp_path / "sweep"
+    # Joblib's workers are no children of a fork's.
+    process = (spawn if launcher else Fork)("-m", *LONG, *launcher, "meta.lr=0.01,0.001", f"hydra.sweep.dir={folder}")
     wait_until(process, lambda: any(lines(folder / job) > 5 for job in "01"))
     process.send_signal(signal.SIGINT)
     ended = finish(process)
@@ -300,9 +312,8 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on_and_does(tmp_path: Path, laun
     assert {job["status"] for job in read_json(folder / "sweep.json")} == {"stopped"}
     command = shlex.split(ended.out.splitlines()[-1])
     assert command[:3] == ["python", "-m", "l2l_runner.train"]
-    assert any(0 < last(folder / job)["progress"]["step"] < 120 for job in "01" if (folder / job).exists())
+    assert any(0 < last(folder / job)["progress"]["step"] < 60 for job in "01" if (folder / job).exists())
     assert train(None, *command[3:]).code == 0
-    assert sweep(whole, *LONG, "meta.lr=0.01,0.001").code == 0
     assert {value: job["score"] for value, job in jobs_of(folder).items()} == {
         value: job["score"] for value, job in jobs_of(whole).items()
     }

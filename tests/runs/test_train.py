@@ -19,6 +19,7 @@ from running import (
     TINY,
     Death,
     Ended,
+    Fork,
     assert_one_sentence,
     assert_same_run,
     best,
@@ -252,7 +253,7 @@ def test_evaluation_changes_nothing_that_is_learned(reference: Path, quick: Path
 
 
 def test_two_runs_started_at_once_do_not_share_a_folder(tmp_path: Path) -> None:
-    both = [spawn(*QUICK, "meta.steps=0", cwd=tmp_path) for _ in range(2)]
+    both = [Fork(*QUICK, "meta.steps=0", cwd=tmp_path) for _ in range(2)]
     assert [finish(process).code for process in both] == [0, 0]
     runs = [path.parent for path in (tmp_path / "outputs").glob("*/*/result.json")]
     assert len(runs) == 2
