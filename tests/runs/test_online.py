@@ -117,7 +117,7 @@ def test_online_learning_is_a_plain_loop(online_run: Path) -> None:
 
 def test_a_stopped_online_run_is_resumed_exactly(online_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    steps = ["unroll.steps=200", "meta.read_every=20"]
+    steps = ["unroll.steps=80", "meta.read_every=8"]
     whole = online(tmp_path / "whole", *steps)
     assert whole.code == 0, whole.err
     process = Fork(*ONLINE, *steps, f"hydra.run.dir={run}")
