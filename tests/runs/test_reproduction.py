@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +27,7 @@ from l2l_runner.pages.reproduction.settings import FIGURES, ReproduceConfig, par
 from l2l_runner.pages.reproduction.stages import Stage, folder_name, stages_of
 from l2l_runner.runs.folder import RunFolder
 from problems import CONF, DATA, art_files, needs_mnist
-from running import ROOT, Ended, assert_one_sentence, call, finish, read_json, run_command, spawn, wait_until
+from running import ROOT, SERVER, Ended, assert_one_sentence, call, finish, read_json, run_command, spawn, wait_until
 
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 
@@ -123,10 +122,6 @@ def test_figures_that_there_are_not_are_refused(figure: Any) -> None:
 
 
 # --- running it ------------------------------------------------------------------------------------------------------
-
-
-SERVER = multiprocessing.get_context("forkserver")  # PyTorch is imported once; a fork of this process could hang in it
-SERVER.set_forkserver_preload(["running"])
 
 
 class Ran:
@@ -257,7 +252,7 @@ def test_ctrl_c_stops_the_stages_and_the_same_command_goes_on(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     ended = finish(process)
     assert (ended.code, ended.err) == (130, "")
-    assert "give the same command again" in ended.out
+    assert "To resume, repeat the command" in ended.out
     (folder,) = tmp_path.glob("stages/quadratic-uniform-*/")
     assert "Stopped at meta-step" in folder.with_name(folder.name + ".log").read_text()
     statuses = {stage["name"]: stage["status"] for stage in read_json(tmp_path / "report.json")["stages"]}
@@ -565,6 +560,7 @@ def test_the_same_again_computes_nothing_and_a_lost_claim_is_an_error(
 
 
 @needs_mnist
+@pytest.mark.usefixtures("ran")
 def test_every_figure_from_end_to_end(tmp_path: Path) -> None:
     arguments = [
         "figure=all",
