@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,22 @@ class UnsafeFileError(TensorFileError):
     """The file holds objects that only running code could restore."""
 
 
+@contextmanager
+def plain_defaults() -> Iterator[None]:
+    """Create tensors in single precision on the CPU, whatever the defaults of the program around.
+
+    What is read from a file must not depend on `torch.set_default_dtype`, or on a `torch.device("meta")` that is open.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@plain_defaults()
 def read_tensors(path: Path) -> Any:
     """Read a file that torch.save wrote, onto the CPU.
 

@@ -24,8 +24,10 @@ def pick_kernel(name: str, network: Network) -> Kernel:
     """Return the kernel of this name for a network on its present device; `auto` takes the fastest that can compute it.
 
     Raises:
-        ConfigError: a kernel was asked for by name and cannot compute it.
+        ConfigError: there is no such kernel, or a kernel was asked for by name and cannot compute it.
     """
+    if name not in KERNELS:
+        raise ConfigError(f"kernel is {name!r}; expected one of {', '.join(KERNELS)}.")
     if name == "torch":
         return TorchKernel()
     place = network.readout_weight.device, network.readout_weight.dtype

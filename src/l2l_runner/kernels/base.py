@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from l2l_runner.kernels.preprocessing import FEATURES
@@ -53,6 +54,24 @@ class Network(NamedTuple):
     def parameters(self) -> tuple[Tensor, ...]:
         """All learned tensors, in the order of the optimizer's own parameters."""
         return (self.readout_weight, self.readout_bias, *self.weights, *self.biases)
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor whose memory holds its numbers, for kernels that read through pointers.
+
+    Pending negations and lazy zeros are carried out, because they exist in PyTorch's bookkeeping alone.
+
+    Raises:
+        TypeError: the tensor has no memory of its own, such as a sparse tensor, a DTensor or a FakeTensor.
+    """
+    if tensor.layout != torch.strided or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        kind = type(tensor).__name__ if tensor.layout == torch.strided else str(tensor.layout)
+        raise TypeError(f"The LSTM kernel was given a {kind}, and reads plain dense tensors only: use kernel=torch.")
+    if tensor._is_zerotensor():
+        return torch.zeros_like(tensor)
+    if tensor.numel() and tensor.untyped_storage().nbytes() == 0:
+        raise TypeError(f"The LSTM kernel was given a tensor {list(tensor.shape)} whose memory has been freed.")
+    return tensor.resolve_neg()
 
 
 class Kernel(ABC):

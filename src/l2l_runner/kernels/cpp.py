@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l_runner.kernels.base import Kernel, Network, State
+from l2l_runner.kernels.base import Kernel, Network, State, in_memory
 from l2l_runner.kernels.build import BuildError, load_library
 
 SOURCE = Path(__file__).with_name("lstm.cpp")
@@ -64,7 +64,7 @@ class CppKernel(Kernel):
 
     def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
         _check(network, grads, *state)
-        grads = grads.contiguous()
+        grads = _whole(grads)
         state, stride = _with_one_stride(state)
         columns = grads.shape[-1]
         updates = grads.new_empty(1, columns)
@@ -79,10 +79,10 @@ class CppKernel(Kernel):
     def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
         _check(network, grads, cotangents, *state)
         state, stride = _with_one_stride(state)
-        grads, cotangents = _with_rows(grads), _with_rows(cotangents)
+        grads, cotangents = _with_rows(in_memory(grads)), _with_rows(in_memory(cotangents))
         steps, _, columns = grads.shape
         sizes = [parameter.numel() for parameter in network.parameters]
-        totals = torch.zeros(sum(sizes), dtype=torch.float64)
+        totals = torch.zeros(sum(sizes), dtype=torch.float64, device="cpu")
         _call(
             *("replay", grads.dtype, network, steps, columns),
             *(grads.data_ptr(), *grads.stride()[:2], _pointers(state), stride),
@@ -106,6 +106,10 @@ def _function(name: str, dtype: torch.dtype) -> Any:
     return function
 
 
+def _whole(tensor: Tensor) -> Tensor:
+    return in_memory(tensor).contiguous()
+
+
 def _with_rows(tensor: Tensor) -> Tensor:
     """Return the tensor with contiguous rows; slices of columns need no copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
@@ -113,6 +117,7 @@ def _with_rows(tensor: Tensor) -> Tensor:
 
 def _with_one_stride(state: State) -> tuple[State, int]:
     """Return the state with contiguous rows, of the same stride in all tensors, and that stride."""
+    state = tuple(map(in_memory, state))
     stride = state[0].stride(0)
     if any(tensor.stride() != (stride, 1) for tensor in state):
         state = tuple(tensor.contiguous() for tensor in state)
@@ -128,19 +133,20 @@ def _check(network: Network, grads: Tensor, *tensors: Tensor) -> None:
     """Refuse tensors that the library would misread: it sees only pointers.
 
     Raises:
-        TypeError: the tensors are not of one type, or not on the CPU.
+        TypeError: the tensors are not of one type that the library knows, or not on the CPU.
         ValueError: the number of rows is not what the network reads.
     """
     if grads.shape[-2] != network.rows:
         raise ValueError(f"The LSTM kernel was given {grads.shape[-2]} rows a column; expected {network.rows}.")
     kinds = {(tensor.dtype, tensor.device.type) for tensor in (*network.parameters, grads, *tensors)}
-    if len(kinds) > 1 or ("cpu" not in {device for _, device in kinds}):
-        raise TypeError(f"The LSTM kernel was given {kinds}; expected tensors of one type, on the CPU.")
+    if len(kinds) > 1 or grads.dtype not in SUFFIXES or grads.device.type != "cpu":
+        found = " and ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise TypeError(f"The LSTM kernel was given {found}; expected all float32 or all float64, on the CPU.")
 
 
 def _call(name: str, dtype: torch.dtype, network: Network, *arguments: Any) -> None:
-    weights, biases = ([tensor.contiguous() for tensor in tensors] for tensors in (network.weights, network.biases))
-    readout = [network.readout_weight.contiguous(), network.readout_bias.contiguous()]
+    weights, biases = (list(map(_whole, tensors)) for tensors in (network.weights, network.biases))
+    readout = [_whole(network.readout_weight), _whole(network.readout_bias)]
     of_weights, of_biases = _pointers(weights), _pointers(biases)
     struct = _Network(
         *(network.hidden, len(weights), network.rows, network.preprocessing == "log_sign", network.squash),

@@ -43,7 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l_runner.kernels.base import Kernel, Network, State
+from l2l_runner.kernels.base import Kernel, Network, State, in_memory
 
 try:
     import triton
@@ -104,6 +104,7 @@ class TritonKernel(Kernel):
 
     @torch.no_grad()
     def step(self, network: Network, grads: Tensor, state: State) -> tuple[Tensor, State]:
+        grads, state = in_memory(grads), tuple(map(in_memory, state))
         layers, columns = len(network.weights), grads.shape[-1]
         updates = grads.new_empty(1, columns)
         following = tuple(tensor.new_empty(tensor.shape) for tensor in state)
@@ -128,6 +129,7 @@ class TritonKernel(Kernel):
 
     @torch.no_grad()
     def replay(self, network: Network, grads: Tensor, state: State, cotangents: Tensor) -> tuple[Tensor, ...]:
+        grads, state, cotangents = in_memory(grads), tuple(map(in_memory, state)), in_memory(cotangents)
         steps, _, columns = grads.shape
         layers = len(network.weights)
         programs = self.programs or PROGRAMS_A_PROCESSOR * _processors(grads.device)
@@ -197,10 +199,11 @@ def _interpreted() -> bool:
 
 
 def _learned(network: Network) -> tuple[Any, ...]:
-    weights, biases = (
-        tuple(tensor.detach().contiguous() for tensor in tensors) for tensors in (network.weights, network.biases)
-    )
-    return weights, biases, network.readout_weight.detach().contiguous(), network.readout_bias.detach()
+    def whole(tensor: Tensor) -> Tensor:
+        return in_memory(tensor.detach()).contiguous()
+
+    weights, biases = (tuple(map(whole, tensors)) for tensors in (network.weights, network.biases))
+    return weights, biases, whole(network.readout_weight), whole(network.readout_bias)
 
 
 def _strided(state: State) -> tuple[Any, ...]:

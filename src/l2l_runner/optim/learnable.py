@@ -52,6 +52,7 @@ class LearnableOptimizer(nn.Module):
         self.transforms = nn.ModuleList(nn.Identity() if module is None else module for module in made)
         self.lr = lr
         self.info = {"model": model}  # in a dictionary, so that it is no submodule
+        self._shapes = [parameter.shape for parameter in model.parameters()]
         self._last: list[Tensor | None] = [None] * len(made)
         self._last_lr = lr
         self._heard: list[Tensor | None] = []
@@ -107,17 +108,28 @@ class LearnableOptimizer(nn.Module):
 
         Returns:
             What the closure returned.
+
+        Raises:
+            RuntimeError: the model's parameters have changed in number or shape since this module was made.
         """
+        parameters = list(self.info["model"].parameters())
+        if (found := [parameter.shape for parameter in parameters]) != self._shapes:
+            raise RuntimeError(
+                f"The model has parameters of the shapes {[*map(list, found)]}, and had {[*map(list, self._shapes)]} "
+                "when its LearnableOptimizer was made: make another one after a change of the model."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._listen()
         self._last_lr = self.lr
-        for index, parameter in enumerate(self.info["model"].parameters()):
-            self._last[index] = None if parameter.grad is None else parameter.grad.detach().clone()
-            if self._last[index] is not None:
-                parameter.sub_(self.transforms[index](self._last[index]), alpha=self.lr)
+        self._last = [None if parameter.grad is None else parameter.grad.detach().clone() for parameter in parameters]
+        pairs = list(zip(self.transforms, self._last, strict=True))
+        updates = [None if grad is None else transform(grad) for transform, grad in pairs]  # all of them, or an error
+        for parameter, update in zip(parameters, updates, strict=True):
+            if update is not None:
+                parameter.sub_(update, alpha=self.lr)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

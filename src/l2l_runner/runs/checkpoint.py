@@ -22,7 +22,7 @@ from l2l_runner.files import write_atomically
 from l2l_runner.optimizees import OPTIMIZEES, Optimizee
 from l2l_runner.optimizers import LEARNED, LearnedConfig, LearnedRule
 from l2l_runner.schema import TrainConfig
-from l2l_runner.tensors import TensorFileError, UnsafeFileError, is_plain, read_tensors
+from l2l_runner.tensors import TensorFileError, UnsafeFileError, is_plain, plain_defaults, read_tensors
 from l2l_runner.weights import pretrained
 
 P = TypeVar("P")
@@ -135,6 +135,7 @@ def pack(source: Path, target: Path) -> None:
     save(target, {"config": config, "optimizer": content["optimizer"], "meta_optimizer": {}, "progress": progress})
 
 
+@plain_defaults()
 def build_rule(settings: LearnedConfig, optimizee: Optimizee, seed: int) -> LearnedRule:
     """Return a new learned rule for an optimizee's problems, initialised from (seed, "optimizer")."""
     return settings.build(optimizee.layout(), streams.generator(seed, "optimizer"))
@@ -149,6 +150,7 @@ def trained_optimizee(content: Mapping[str, Any]) -> Optimizee:
     return parse_one_of(OPTIMIZEES, content["config"]["optimizee"], "optimizee")
 
 
+@plain_defaults()
 def restore_rule(content: Mapping[str, Any], path: Path) -> LearnedRule:
     """Return the learned rule that a checkpoint holds, built from the configuration inside it.
 

@@ -13,9 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from l2l_runner.kernels import FEATURES, Kernel, TorchKernel
+from l2l_runner.kernels.base import in_memory
 from l2l_runner.kernels.cpp import CppKernel
+from problems import lstm
 from windows import (
     F32,
     F64,
@@ -381,3 +384,48 @@ def test_the_mode_of_denormals_is_left_as_it_was(flush: bool, number: int, threa
         assert denormals_vanish() is flush
     finally:
         torch.set_flush_denormal(False)
+
+
+# What it cannot read
+
+
+def test_lazy_tensors_are_computed_and_others_refused() -> None:
+    optimizer = lstm(4).float()
+    optimizer.use_kernel("cpp")
+    grads = torch.tensor([[0.3, -0.7, 0.0]])
+    lazy = torch.complex(grads, -grads).conj().imag
+    assert lazy.is_neg()
+    with torch.no_grad():
+        update, state = optimizer.update(grads, optimizer.init(grads), grads)
+        same, following = optimizer.update(lazy, optimizer.init(grads), grads)
+        assert all(torch.equal(one, other) for one, other in zip((same, *following), (update, *state), strict=True))
+        negated = tuple(torch.complex(value, -value).conj().imag for value in state)
+        assert torch.equal(optimizer.update(grads, negated, grads)[0], optimizer.update(grads, state, grads)[0])
+        with FakeTensorMode():
+            fake = torch.ones(1, 3)
+        for bad, words in [(fake, "a FakeTensor"), (grads.half(), "torch.float16")]:
+            with pytest.raises(TypeError, match=words):
+                optimizer.update(bad, state, grads)
+
+
+def test_freed_memory_is_not_read() -> None:
+    freed = torch.ones(1, 3)
+    freed.untyped_storage().resize_(0)
+    refused = False
+    try:
+        in_memory(freed)
+    except TypeError as error:
+        refused = "memory has been freed" in str(error)
+    del freed  # a failed test prints its variables
+    assert refused
+
+
+def test_a_replay_does_not_depend_on_the_default_device() -> None:
+    optimizer = lstm(4).float()
+    optimizer.use_kernel("cpp")
+    grads, cotangents = torch.randn(3, 1, 4), torch.randn(3, 1, 4)
+    state = optimizer.init(grads[0])
+    expected = optimizer.replay(grads, state, cotangents)
+    with torch.device("meta"):
+        found = optimizer.replay(grads, state, cotangents)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -119,6 +119,35 @@ def test_a_step_is_sgd_and_takes_a_closure() -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
+def test_a_changed_model_is_refused_before_anything_changes() -> None:
+    for change in ("added", "reshaped"):
+        model = net()
+        learnable = LearnableOptimizer(model, MetaSGD, lr=0.1)
+        loss_of(model, 0).backward()
+        if change == "added":
+            model.append(nn.Linear(2, 2))
+        else:
+            model[0] = nn.Linear(1, 1)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        with pytest.raises(RuntimeError, match=r"The model has parameters of the shapes .*make another one after"):
+            learnable.step()
+        assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+
+
+def test_a_transform_that_fails_leaves_all_parameters() -> None:
+    class Fails(nn.Module):
+        def forward(self, grad: Tensor) -> Tensor:
+            raise ValueError("no")
+
+    model = net()
+    learnable = LearnableOptimizer(model, {"0.*": MetaSGD, "*": lambda param: Fails()}, lr=0.1)
+    loss_of(model, 0).backward()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match="no"):
+        learnable.step()
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+
+
 def test_what_is_frozen_or_unused_stays() -> None:
     model = net()
     model[0].bias.requires_grad_(False)
