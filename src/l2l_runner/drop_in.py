@@ -117,8 +117,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         _check_factor("weight_decay", param_group.get("weight_decay", self.defaults["weight_decay"]))
         super().add_param_group({**param_group, "fingerprint": self.defaults["fingerprint"]})
         try:
-            for _, name in _named(self.param_groups[-1]):
-                self.rule.rule_of(name)
+            for param, name in _named(self.param_groups[-1]):
+                self._rule_for(param.device, _precision(param)).rule_of(name)  # torch.compile cannot copy a rule later
         except ConfigError:
             self.param_groups.pop()
             raise
@@ -156,7 +156,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _update(self, param: Tensor, name: str, group: Mapping[str, Any]) -> None:
         own, grad = sharding.local(param), sharding.local_grad(param)
         # Half precision is too coarse for the state and for small gradients.
-        dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        dtype = _precision(grad)
         rule = self._rule_for(own.device, dtype).rule_of(name)
         row, params = (tensor.to(dtype).reshape(1, -1) for tensor in (grad, own))
         if group["maximize"]:
@@ -288,6 +288,10 @@ def _check_gradient(param: Tensor) -> None:
             f"A parameter of shape {list(param.shape)} has a {kind} gradient; LearnedOptimizer takes dense real "
             "gradients (of nn.Embedding, with sparse=False)."
         )
+
+
+def _precision(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:

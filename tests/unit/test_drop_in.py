@@ -385,6 +385,18 @@ def test_a_refused_gradient_leaves_all_parameters() -> None:
     assert torch.equal(first, torch.ones(2))
 
 
+def test_a_step_compiles_as_one_graph() -> None:
+    model, twin = net(torch.float32), net(torch.float32)
+    optimizer = LearnedOptimizer(model.parameters(), "mnist", kernel="torch")
+    step = torch.compile(optimizer.step, fullgraph=True, backend="eager")
+    for number in range(2):
+        optimizer.zero_grad()
+        loss_of(model, number).backward()
+        step()
+    take(twin, LearnedOptimizer(twin.parameters(), "mnist", kernel="torch"), 2)
+    torch.testing.assert_close(values(model), values(twin))
+
+
 # What is loaded
 
 
