@@ -65,4 +65,4 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
     assert "replay, C++ kernel" in shown["performance"]
     assert 'href="files/examples/learned_rates.py.html"' in shown["transforms"]
     api = (tmp_path / "api" / "learned_optimizer.html").read_text()
-    assert "the update that a trained coordinatewise optimizer makes" in api
+    assert "the update of a trained coordinatewise optimizer" in api

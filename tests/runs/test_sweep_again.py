@@ -280,7 +280,7 @@ def test_a_launcher_keeps_runs_and_records_failures(learned: Path, tmp_path: Pat
 
 
 LONG = [item for item in FREE if not item.startswith("meta.")]
-LONG += ["meta.steps=60", "meta.validate_every=60", "device.threads=1"]
+LONG += ["meta.steps=200", "meta.validate_every=200", "device.threads=1"]
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +312,7 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on_and_does(whole: Path, tmp_pat
     assert {job["status"] for job in read_json(folder / "sweep.json")} == {"stopped"}
     command = shlex.split(ended.out.splitlines()[-1])
     assert command[:3] == ["python", "-m", "l2l_runner.train"]
-    assert any(0 < last(folder / job)["progress"]["step"] < 60 for job in "01" if (folder / job).exists())
+    assert any(0 < last(folder / job)["progress"]["step"] < 200 for job in "01" if (folder / job).exists())
     assert train(None, *command[3:]).code == 0
     assert {value: job["score"] for value, job in jobs_of(folder).items()} == {
         value: job["score"] for value, job in jobs_of(whole).items()
