@@ -23,6 +23,11 @@ from l2l_runner.optimizers import HAND_DESIGNED, LEARNED  # noqa: E402
 from running import QUICK, TINY, Ended, sketch, train  # noqa: E402
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Use one worker more than there are cores: whole runs in processes of their own leave their worker waiting."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture
 def sketches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are sketched, but for tests that are marked `draws`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -15,7 +14,7 @@ from l2l_runner.stopping import Stopped, interrupted, raise_if_stopped, relayed,
 
 
 def press(number: int = signal.SIGINT) -> None:
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)  # to this thread: of a signal to the process, another one may hear, and too late
 
 
 def test_the_first_request_is_noted_and_the_second_interrupts_at_once():
