@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,7 +207,7 @@ def test_stops_on_the_way_change_nothing(grown: Path, tmp_path: Path, monkeypatc
 
     def interrupting(self: RunFolder, record: dict[str, Any]) -> int:
         if record["event"] == "meta_step" and record["step"] % 5 == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return log(self, record)
 
     with monkeypatch.context() as patched:
