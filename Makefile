@@ -34,10 +34,10 @@ reproduce-paper: $(READY) ## Reproduce the paper's figures (FIGURE=4 BUDGET=quic
 	$(BIN)/python -m l2l_runner.reproduce figure=$(FIGURE) budget=$(BUDGET) jobs=$(JOBS) device.threads=1 $(ARGS)
 
 test: lint ## Run lint, type checks and all tests (ARGS="-k PATTERN" for some of them)
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 test-fast: lint ## Run lint, type checks and unit tests, without the whole runs
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests/unit $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "not slow" tests/unit $(ARGS)
 
 lint: $(READY) ## Run lint, type checks, and the check of the direction of imports
 	$(BIN)/ruff check .

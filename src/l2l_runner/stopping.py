@@ -63,6 +63,7 @@ def stop_requests(tell: Callable[[], object] | None = None) -> Iterator[list[int
         _listening = False
         for number, handler in before.items():
             signal.signal(number, handler)
+        _received.clear()  # a request is of this run: whatever is computed after it is not stopped
 
 
 def interrupted() -> bool:

@@ -72,3 +72,12 @@ def test_a_stop_says_why_and_with_which_code():
     stopped = Stopped("Stopped at step 3.", 130)
     assert str(stopped) == "Stopped at step 3."
     assert stopped.exit_code == 130
+
+
+def test_a_request_ends_with_what_it_stopped():
+    with stop_requests():
+        press()
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_stopped()
+    raise_if_stopped()
+    assert not interrupted()
